@@ -1,0 +1,3 @@
+package cage
+
+const sysVfork = 58
