@@ -1,0 +1,75 @@
+// Package guest is what every kind of batch guest has in common: a slot runs the units of an attempt and can be frozen,
+// thawed and closed at any time. Engines are drivers (guest/wasm); hosts use them through these interfaces.
+package guest
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/crowdcloud/crowd"
+)
+
+// Task is the work of one attempt.
+type Task struct {
+	Job     crowd.JobID
+	Program crowd.Digest // of the wasm module as uploaded; the engine prepares and caches it
+	First   uint64
+	Plans   []crowd.Plan // one per unit, in order
+	Limits  Limits
+	Keep    []string // patterns under /out; none: everything
+}
+
+// Limits bound each unit. Memory, output and fuel end a unit the same way on every host; time does not vote: beyond it Run
+// fails with an error of reason guest.time.
+type Limits struct {
+	Memory int64 // bytes of linear memory
+	Output int64 // bytes of stdout and /out together
+	Disk   int64 // bytes of files in memory
+	Fuel   uint64
+	Time   time.Duration // of running, not counting freezes
+}
+
+// Blobs gives content by digest, whole or in ranges. A missing one is an error of kind NotFound. Safe for concurrent use.
+type Blobs interface {
+	Open(ctx context.Context, d crowd.Digest) (Blob, error)
+}
+
+// Blob is open content of a known size.
+type Blob interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+}
+
+// Slot runs one task at a time in a process of its own. Freeze, Thaw and Close may be called at any time from any goroutine.
+type Slot interface {
+	// Run executes the task's units in order, each from a fresh state, and returns the outcome with its contents. progress is called
+	// after each unit with the units done and the fuel so far. What a unit does wrong is in its UnitResult; an error means that
+	// the attempt as a whole failed on this host: guest.time, host.failed, or ctx ended. After an error the slot is closed.
+	Run(ctx context.Context, t Task, blobs Blobs, progress func(done, fuel uint64)) (*crowd.Outcome, []crowd.UnitContent, error)
+	// Freeze stops the guest from using the processor, at once and for as long as it takes; time does not count meanwhile.
+	Freeze() error
+	Thaw() error
+	// Close kills the guest and returns when it is gone. Closing twice is fine.
+	Close() error
+}
+
+// Engine makes slots. Safe for concurrent use.
+type Engine interface {
+	// Slot takes a warm child from the pool, or starts one. job tells which: a child only ever serves one job.
+	Slot(ctx context.Context, job crowd.JobID) (Slot, error)
+	// Bench measures one slot's speed with a small program that is always the same, in billions of fuel a second.
+	Bench(ctx context.Context) (float64, error)
+	// Layers says which layers of the cage hold here, each in a plain sentence, for the owner.
+	Layers() []Layer
+	// Close ends the pool; slots in use are closed too.
+	Close() error
+}
+
+// Layer is one layer of protection between a guest and its host.
+type Layer struct {
+	Name string `json:"name"`
+	Held bool   `json:"held"`
+	Why  string `json:"why,omitempty"` // what is missing, if not held
+}
