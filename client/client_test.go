@@ -230,7 +230,7 @@ func TestWatchJobEndsWithTheJob(t *testing.T) {
 			w.WriteHeader(http.StatusNotModified)
 			return
 		}
-		j := JobDetail{Job: crowd.Job{Version: n, State: crowd.JobRunning}}
+		j := crowd.JobDetail{Job: crowd.Job{Version: n, State: crowd.JobRunning}}
 		if n == 3 {
 			j.State = crowd.JobDone
 		}

@@ -129,8 +129,8 @@ func (c *Client) Jobs(ctx context.Context, f JobsFilter) (*List[crowd.Job], erro
 }
 
 // Job is a job with its hosts and reasons.
-func (c *Client) Job(ctx context.Context, ref string) (*JobDetail, error) {
-	return get[JobDetail](ctx, c, at("jobs", ref), nil)
+func (c *Client) Job(ctx context.Context, ref string) (*crowd.JobDetail, error) {
+	return get[crowd.JobDetail](ctx, c, at("jobs", ref), nil)
 }
 
 // CancelJob pays what is done and returns the rest; of an ended job it changes nothing.
@@ -139,23 +139,23 @@ func (c *Client) CancelJob(ctx context.Context, ref string) (*crowd.Job, error) 
 }
 
 // Results lists units in order from one on; with may name "stdout" and "stderr". Next is where to go on, nil at the end.
-func (c *Client) Results(ctx context.Context, ref string, from uint64, limit int, with ...string) (*List[UnitRow], error) {
+func (c *Client) Results(ctx context.Context, ref string, from uint64, limit int, with ...string) (*List[crowd.UnitRow], error) {
 	q := Page{Limit: limit}.query()
 	q.Set("from", strconv.FormatUint(from, 10))
 	if len(with) > 0 {
 		q.Set("with", strings.Join(with, ","))
 	}
-	return get[List[UnitRow]](ctx, c, at("jobs", ref, "results"), q)
+	return get[List[crowd.UnitRow]](ctx, c, at("jobs", ref, "results"), q)
 }
 
 // Logs lists stderr of decided units in order from one on.
-func (c *Client) Logs(ctx context.Context, ref string, from uint64, limit int, failed bool) (*List[LogRow], error) {
+func (c *Client) Logs(ctx context.Context, ref string, from uint64, limit int, failed bool) (*List[crowd.LogRow], error) {
 	q := Page{Limit: limit}.query()
 	q.Set("from", strconv.FormatUint(from, 10))
 	if failed {
 		q.Set("failed", "true")
 	}
-	return get[List[LogRow]](ctx, c, at("jobs", ref, "logs"), q)
+	return get[List[crowd.LogRow]](ctx, c, at("jobs", ref, "logs"), q)
 }
 
 // Unit is how a decided unit ended; Conflict if it isn't decided yet.
@@ -206,22 +206,22 @@ func (c *Client) Chunks(ctx context.Context, ref string, p Page) (*List[crowd.Ch
 }
 
 // Why explains a job, JOB/UNIT, a host or a reason code.
-func (c *Client) Why(ctx context.Context, ref string) (*Why, error) {
-	return get[Why](ctx, c, at(append([]string{"why"}, strings.Split(ref, "/")...)...), nil)
+func (c *Client) Why(ctx context.Context, ref string) (*crowd.Why, error) {
+	return get[crowd.Why](ctx, c, at(append([]string{"why"}, strings.Split(ref, "/")...)...), nil)
 }
 
 // Hosts lists the account's machines; all: everybody's (operators).
-func (c *Client) Hosts(ctx context.Context, all bool) (*List[HostRow], error) {
+func (c *Client) Hosts(ctx context.Context, all bool) (*List[crowd.HostRow], error) {
 	q := url.Values{}
 	if all {
 		q.Set("all", "true")
 	}
-	return get[List[HostRow]](ctx, c, at("hosts"), q)
+	return get[List[crowd.HostRow]](ctx, c, at("hosts"), q)
 }
 
 // Host is a machine with the facts of the moment.
-func (c *Client) Host(ctx context.Context, ref string) (*HostRow, error) {
-	return get[HostRow](ctx, c, at("hosts", ref), nil)
+func (c *Client) Host(ctx context.Context, ref string) (*crowd.HostRow, error) {
+	return get[crowd.HostRow](ctx, c, at("hosts", ref), nil)
 }
 
 // RemoveHost takes a machine out of the crowd.
@@ -235,8 +235,8 @@ func (c *Client) CreateToken(ctx context.Context, ttl time.Duration) (*Token, er
 }
 
 // Status is the operator's view.
-func (c *Client) Status(ctx context.Context) (*Status, error) {
-	return get[Status](ctx, c, at("status"), nil)
+func (c *Client) Status(ctx context.Context) (*crowd.Status, error) {
+	return get[crowd.Status](ctx, c, at("status"), nil)
 }
 
 // EventList lists events after a number, of one thing or of all.

@@ -16,8 +16,8 @@ import (
 )
 
 // WatchJob yields the job as it is and then whenever it changed, until it has ended (that one included), an error, or ctx ends.
-func (c *Client) WatchJob(ctx context.Context, ref string) iter.Seq2[*JobDetail, error] {
-	return func(yield func(*JobDetail, error) bool) {
+func (c *Client) WatchJob(ctx context.Context, ref string) iter.Seq2[*crowd.JobDetail, error] {
+	return func(yield func(*crowd.JobDetail, error) bool) {
 		d, err := c.Job(ctx, ref)
 		for {
 			if !yield(d, err) || err != nil || d.State.Ended() {
@@ -34,7 +34,7 @@ func (c *Client) WatchJob(ctx context.Context, ref string) iter.Seq2[*JobDetail,
 }
 
 // changed waits until a job differs from d.
-func (c *Client) changed(ctx context.Context, d *JobDetail) (*JobDetail, error) {
+func (c *Client) changed(ctx context.Context, d *crowd.JobDetail) (*crowd.JobDetail, error) {
 	h := http.Header{"Prefer": {"wait=30"}, "If-None-Match": {`"` + strconv.FormatInt(d.Version, 10) + `"`}}
 	for {
 		resp, err := c.do(ctx, call{method: http.MethodGet, path: at("jobs", d.ID.String()), header: h})
@@ -50,7 +50,7 @@ func (c *Client) changed(ctx context.Context, d *JobDetail) (*JobDetail, error) 
 			_ = resp.Body.Close()
 			return nil, err
 		}
-		next := &JobDetail{}
+		next := &crowd.JobDetail{}
 		err = json.NewDecoder(resp.Body).Decode(next)
 		_ = resp.Body.Close()
 		switch {

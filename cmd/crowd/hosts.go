@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/crowdcloud/crowd"
-	"github.com/crowdcloud/crowd/client"
 )
 
 // Commands about one's machines from anywhere, by the broker.
@@ -46,7 +45,7 @@ func newHostLsCommand(a *app) *cobra.Command {
 	return c
 }
 
-func hostState(h client.HostRow) string {
+func hostState(h crowd.HostRow) string {
 	switch {
 	case h.State != crowd.HostActive:
 		return strings.TrimSpace(string(h.State) + " " + string(h.Reason))
@@ -75,7 +74,7 @@ func newHostShowCommand(a *app) *cobra.Command {
 	}
 }
 
-func (a *app) hostFacts(h *client.HostRow) error {
+func (a *app) hostFacts(h *crowd.HostRow) error {
 	why := ""
 	if h.State != crowd.HostActive || h.Reason != "" {
 		why = "crowd why " + h.ID.Short()

@@ -116,7 +116,7 @@ func newShowCommand(a *app) *cobra.Command {
 }
 
 // showJob is the page of one job.
-func (a *app) showJob(d *client.JobDetail) error {
+func (a *app) showJob(d *crowd.JobDetail) error {
 	if a.quiet {
 		return a.printf("%s\n", d.State)
 	}
@@ -217,8 +217,8 @@ func (a *app) watchJob(ctx context.Context, c *client.Client, ref string) error 
 	return nil
 }
 
-func (a *app) showUnits(ctx context.Context, c *client.Client, d *client.JobDetail) error {
-	var all []client.UnitRow
+func (a *app) showUnits(ctx context.Context, c *client.Client, d *crowd.JobDetail) error {
+	var all []crowd.UnitRow
 	for u, err := range eachUnit(ctx, c, d) {
 		if err != nil {
 			return err

@@ -22,7 +22,7 @@ func newWhyCommand(a *app) *cobra.Command {
 		Example: "  crowd why gwsearch\n  crowd why gwsearch/31\n  crowd why host_z9h4rw\n  crowd why customer.no_credit",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if r, ok := crowd.Reasons[crowd.Reason(args[0])]; ok { // needs no broker
-				w := &client.Why{Subject: args[0], Reason: crowd.Reason(args[0]), Text: r.Means, WayOut: r.WayOut}
+				w := &crowd.Why{Subject: args[0], Reason: crowd.Reason(args[0]), Text: r.Means, WayOut: r.WayOut}
 				return a.print(w, func() error {
 					if err := a.printf("%s: %s\n", args[0], r.Means); err != nil {
 						return err
@@ -46,7 +46,7 @@ func newWhyCommand(a *app) *cobra.Command {
 	}
 }
 
-func (a *app) showWhy(w *client.Why, name string) error {
+func (a *app) showWhy(w *crowd.Why, name string) error {
 	first := name
 	if w.State != "" {
 		first += " " + w.State

@@ -61,7 +61,7 @@ func newLogsCommand(a *app) *cobra.Command {
 type unitSpan struct{ first, end uint64 }
 
 // chunksOf are the chunks for which a host's answer counted.
-func chunksOf(ctx context.Context, c *client.Client, d *client.JobDetail, host string) ([]unitSpan, error) {
+func chunksOf(ctx context.Context, c *client.Client, d *crowd.JobDetail, host string) ([]unitSpan, error) {
 	ends := map[uint64]uint64{}
 	for after := ""; ; {
 		p, err := c.Chunks(ctx, d.ID.String(), client.Page{Limit: 1000, After: after})
@@ -116,7 +116,7 @@ func (l *logPrinter) wants(u uint64) bool {
 	return l.only == nil || slices.ContainsFunc(l.only, func(s unitSpan) bool { return u >= s.first && u < s.end })
 }
 
-func (l *logPrinter) more(ctx context.Context, d *client.JobDetail) error {
+func (l *logPrinter) more(ctx context.Context, d *crowd.JobDetail) error {
 	if l.unit >= 0 {
 		if l.next > 0 {
 			return nil
@@ -168,7 +168,7 @@ func (l *logPrinter) more(ctx context.Context, d *client.JobDetail) error {
 }
 
 // print writes a unit's stderr, each line with the unit's number in front if it isn't the only one.
-func (l *logPrinter) print(r *client.LogRow) error {
+func (l *logPrinter) print(r *crowd.LogRow) error {
 	if l.a.json {
 		return l.a.flow("log", map[string]any{"unit": r.Unit, "exit": r.Exit, "reason": r.Reason, "stderr": string(r.Stderr)})
 	}

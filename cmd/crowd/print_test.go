@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/crowdcloud/crowd"
-	"github.com/crowdcloud/crowd/client"
 )
 
 func TestWords(t *testing.T) {
@@ -78,7 +77,7 @@ func TestErrorsAreForPeople(t *testing.T) {
 
 // TestProgress: on a terminal two lines that are drawn again, on a pipe a line every so often.
 func TestProgress(t *testing.T) {
-	d := &client.JobDetail{Job: crowd.Job{Units: 4096, State: crowd.JobRunning, Paid: 54_100_000,
+	d := &crowd.JobDetail{Job: crowd.Job{Units: 4096, State: crowd.JobRunning, Paid: 54_100_000,
 		Progress: crowd.Progress{UnitsDone: 2368, AtWork: 14, Lost: 1, Chunks: 148, ChunksDone: 140, Attempts: 166}}}
 	var b bytes.Buffer
 	p := &progress{w: &b, width: 200, begun: time.Now().Add(-58 * time.Second)}

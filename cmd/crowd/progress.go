@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/crowdcloud/crowd"
-	"github.com/crowdcloud/crowd/client"
 )
 
 // progress shows how something gets on: on a terminal lines that are drawn again, on a pipe a line every five seconds.
@@ -83,7 +82,7 @@ func bar(share float64, n int) string {
 }
 
 // job shows how a job stands.
-func (p *progress) job(j *client.JobDetail) {
+func (p *progress) job(j *crowd.JobDetail) {
 	g := j.Progress
 	took := time.Since(p.begun)
 	plain := fmt.Sprintf("%s %d/%d units, %s, %s", span(took.Round(time.Second)), g.UnitsDone, j.Units, plural(g.AtWork, "host"), credits(j.Paid)+" cr")

@@ -46,7 +46,7 @@ func (w *resultWriter) close() {
 }
 
 // more writes the units that are decided now, as far as they come in one row.
-func (w *resultWriter) more(ctx context.Context, d *client.JobDetail) error {
+func (w *resultWriter) more(ctx context.Context, d *crowd.JobDetail) error {
 	for w.next < d.Units && (d.Progress.UnitsDone > w.next || d.State.Ended()) {
 		p, err := w.c.Results(ctx, w.job, w.next, 500, "stdout")
 		if err != nil {
@@ -78,7 +78,7 @@ type unitLine struct {
 	Stdout *string           `json:"stdout,omitempty"`
 }
 
-func (w *resultWriter) unit(ctx context.Context, u *client.UnitRow) error {
+func (w *resultWriter) unit(ctx context.Context, u *crowd.UnitRow) error {
 	if w.root != nil {
 		if err := w.save(ctx, u); err != nil {
 			return err
@@ -100,7 +100,7 @@ func (w *resultWriter) unit(ctx context.Context, u *client.UnitRow) error {
 }
 
 // save writes a unit's stdout and files.
-func (w *resultWriter) save(ctx context.Context, u *client.UnitRow) error {
+func (w *resultWriter) save(ctx context.Context, u *crowd.UnitRow) error {
 	if u.Result == nil {
 		return nil
 	}
@@ -184,8 +184,8 @@ func newResultsCommand(a *app) *cobra.Command {
 }
 
 // eachUnit walks along a job's units.
-func eachUnit(ctx context.Context, c *client.Client, d *client.JobDetail, with ...string) func(yield func(*client.UnitRow, error) bool) {
-	return func(yield func(*client.UnitRow, error) bool) {
+func eachUnit(ctx context.Context, c *client.Client, d *crowd.JobDetail, with ...string) func(yield func(*crowd.UnitRow, error) bool) {
+	return func(yield func(*crowd.UnitRow, error) bool) {
 		for next := uint64(0); next < d.Units; {
 			p, err := c.Results(ctx, d.ID.String(), next, 500, with...)
 			if err != nil {
@@ -205,7 +205,7 @@ func eachUnit(ctx context.Context, c *client.Client, d *client.JobDetail, with .
 	}
 }
 
-func (a *app) oneUnit(ctx context.Context, c *client.Client, w *resultWriter, d *client.JobDetail, unit uint64) error {
+func (a *app) oneUnit(ctx context.Context, c *client.Client, w *resultWriter, d *crowd.JobDetail, unit uint64) error {
 	r, err := c.Unit(ctx, d.ID.String(), unit)
 	if err != nil {
 		return err
@@ -214,7 +214,7 @@ func (a *app) oneUnit(ctx context.Context, c *client.Client, w *resultWriter, d 
 	if err != nil {
 		return err
 	}
-	return w.unit(ctx, &client.UnitRow{Unit: unit, State: crowd.ChunkDecided, Result: r, Stdout: bytes.Clone(b)})
+	return w.unit(ctx, &crowd.UnitRow{Unit: unit, State: crowd.ChunkDecided, Result: r, Stdout: bytes.Clone(b)})
 }
 
 // digestRow is a result by its digest.
@@ -227,7 +227,7 @@ type digestRow struct {
 	Digest crowd.Digest `json:"digest,omitzero"`
 }
 
-func (a *app) printDigests(ctx context.Context, c *client.Client, d *client.JobDetail, unit int64) error {
+func (a *app) printDigests(ctx context.Context, c *client.Client, d *crowd.JobDetail, unit int64) error {
 	var rows []digestRow
 	for u, err := range eachUnit(ctx, c, d) {
 		if err != nil {

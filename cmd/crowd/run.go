@@ -117,7 +117,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, j *crowd.Job, dir st
 		return err
 	}
 	defer out.close()
-	var last *client.JobDetail
+	var last *crowd.JobDetail
 	err = func() error {
 		for d, err := range c.WatchJob(ctx, j.ID.String()) {
 			if err != nil {
@@ -151,7 +151,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, j *crowd.Job, dir st
 }
 
 // ended prints the summary; a job that wasn't done as a whole is an error of kind Failed.
-func (a *app) ended(d *client.JobDetail) error {
+func (a *app) ended(d *crowd.JobDetail) error {
 	if d == nil {
 		return crowd.Errorf(crowd.Internal, "", "the job is gone")
 	}
@@ -165,7 +165,7 @@ func (a *app) ended(d *client.JobDetail) error {
 	return jobError(d)
 }
 
-func summary(d *client.JobDetail) string {
+func summary(d *crowd.JobDetail) string {
 	took := d.Ended.Sub(d.Created)
 	return fmt.Sprintf("%s %s %s: %s, %s, paid %s of %s, %s returned", d.Name, stateText(d.State), span(took),
 		plural(d.Progress.UnitsDone, "unit"), plural(d.Progress.Attempts, "attempt"), credits(d.Paid), price(d.Escrow), strings.TrimSuffix(credits(d.Returned), "")+" cr")
@@ -183,7 +183,7 @@ func stateText(s crowd.JobState) string {
 	return string(s) + " for"
 }
 
-func jobError(d *client.JobDetail) error {
+func jobError(d *crowd.JobDetail) error {
 	switch {
 	case d.State == crowd.JobFailed || d.State == crowd.JobCancelled:
 		return crowd.Errorf(crowd.Failed, d.Reason, "%s was not done: it %s", d.Name, map[crowd.JobState]string{crowd.JobFailed: "failed", crowd.JobCancelled: "was cancelled"}[d.State]).

@@ -11,8 +11,8 @@ import (
 // me is the caller: the account, its money (with scope read) and the key it came with.
 type me struct {
 	crowd.Account
-	Balances *broker.Balances `json:"balances,omitempty" doc:"with scope read"`
-	Key      crowd.Key        `json:"key"`
+	Balances *crowd.Balances `json:"balances,omitempty" doc:"with scope read"`
+	Key      crowd.Key       `json:"key"`
 }
 
 // newAccount is an account with its first key, newKey a key; the secret is told only here.

@@ -24,7 +24,7 @@ type reasonRow struct {
 func (s *server) eventRoutes() {
 	s.raw(huma.Operation{OperationID: "list-events", Method: "GET", Path: "/v1/events", Summary: "what happened, oldest first; as text/event-stream it goes on", Responses: answers[list[crowd.Event]](s, "200", "events after a number"),
 		Parameters: []*huma.Param{param("of", "query", "of one thing: id, short id or name"), param("after", "query", "after this number"), param("limit", "query", "default 50"), param("Last-Event-ID", "header", "as after, for event streams")}}, "", s.events)
-	s.raw(huma.Operation{OperationID: "why", Method: "GET", Path: "/v1/why/{ref}", Summary: "why a job waits, an attempt ended, a host is quarantined, or what a reason code means", Responses: answers[broker.Why](s, "200", "the explanation"),
+	s.raw(huma.Operation{OperationID: "why", Method: "GET", Path: "/v1/why/{ref}", Summary: "why a job waits, an attempt ended, a host is quarantined, or what a reason code means", Responses: answers[crowd.Why](s, "200", "the explanation"),
 		Parameters: []*huma.Param{param("ref", "path", "JOB, JOB/UNIT, HOST or a reason code")}}, "/v1/why/{ref...}", func(w http.ResponseWriter, r *http.Request) error {
 		why, err := s.b.Why(r.Context(), callerOf(r.Context()), r.PathValue("ref"))
 		if err != nil {
@@ -32,9 +32,9 @@ func (s *server) eventRoutes() {
 		}
 		return writeJSON(w, http.StatusOK, why)
 	})
-	handle(s, "GET", "/v1/status", "status", "the operator's view", 200, func(ctx context.Context, c broker.Caller, _ *empty) (*out[broker.Status], error) {
+	handle(s, "GET", "/v1/status", "status", "the operator's view", 200, func(ctx context.Context, c broker.Caller, _ *empty) (*out[crowd.Status], error) {
 		st, err := s.b.Status(ctx, c)
-		return &out[broker.Status]{Body: st}, err
+		return &out[crowd.Status]{Body: st}, err
 	})
 	handle(s, "GET", "/v1/reasons", "list-reasons", "every reason code: what it means and the way out", 200, func(context.Context, broker.Caller, *empty) (*out[list[reasonRow]], error) {
 		var all []reasonRow

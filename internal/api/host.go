@@ -21,13 +21,13 @@ type token struct {
 func (s *server) hostRoutes() {
 	handle(s, "GET", "/v1/hosts", "list-hosts", "the caller's machines; all=true for operators", 200, func(ctx context.Context, c broker.Caller, in *struct {
 		All bool `query:"all"`
-	}) (*out[list[broker.HostRow]], error) {
+	}) (*out[list[crowd.HostRow]], error) {
 		all, err := s.b.Hosts(ctx, c, in.All)
 		return page(all, ""), err
 	})
-	handle(s, "GET", "/v1/hosts/{ref}", "get-host", "a machine with the facts of the moment", 200, func(ctx context.Context, c broker.Caller, in *RefIn) (*out[broker.HostRow], error) {
+	handle(s, "GET", "/v1/hosts/{ref}", "get-host", "a machine with the facts of the moment", 200, func(ctx context.Context, c broker.Caller, in *RefIn) (*out[crowd.HostRow], error) {
 		h, err := s.b.Host(ctx, c, in.Ref)
-		return &out[broker.HostRow]{Body: h}, err
+		return &out[crowd.HostRow]{Body: h}, err
 	})
 	handle(s, "DELETE", "/v1/hosts/{ref}", "remove-host", "take a machine out of the crowd; of one that left: no change", 204, func(ctx context.Context, c broker.Caller, in *RefIn) (*empty, error) {
 		return nil, s.b.RemoveHost(ctx, c, in.Ref)

@@ -33,7 +33,7 @@ func (s *server) jobRoutes() {
 		all, next, err := s.b.Jobs(ctx, c, broker.JobsFilter{State: in.State, Label: in.Label, Living: in.Living, Since: in.Since, After: in.After, Limit: in.Limit})
 		return page(all, next), err
 	})
-	s.raw(huma.Operation{OperationID: "get-job", Method: "GET", Path: "/v1/jobs/{ref}", Summary: "a job, its hosts and reasons; waits for a change", Responses: answers[broker.JobDetail](s, "200", "the job; ETag is its version"),
+	s.raw(huma.Operation{OperationID: "get-job", Method: "GET", Path: "/v1/jobs/{ref}", Summary: "a job, its hosts and reasons; waits for a change", Responses: answers[crowd.JobDetail](s, "200", "the job; ETag is its version"),
 		Parameters: []*huma.Param{param("ref", "path", "id, short id or name"), param("If-None-Match", "header", `"VERSION": 304 if it is still that`), param("Prefer", "header", "wait=30: hold a 304 back so many seconds at most")}}, "", s.getJob)
 	handle(s, "POST", "/v1/jobs/{ref}/cancel", "cancel-job", "pay what is done, return the rest; of an ended job: no change", 202, func(ctx context.Context, c broker.Caller, in *RefIn) (*out[crowd.Job], error) {
 		j, err := s.b.CancelJob(ctx, c, in.Ref)

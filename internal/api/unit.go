@@ -15,21 +15,6 @@ import (
 	"github.com/crowdcloud/crowd/internal/broker"
 )
 
-// row is a unit with what it wrote, if asked for.
-type row struct {
-	broker.UnitRow
-	Stdout []byte `json:"stdout,omitempty"`
-	Stderr []byte `json:"stderr,omitempty"`
-}
-
-// logRow is what a unit said on stderr.
-type logRow struct {
-	Unit   uint64       `json:"unit"`
-	Exit   uint32       `json:"exit"`
-	Reason crowd.Reason `json:"reason,omitempty"`
-	Stderr []byte       `json:"stderr"`
-}
-
 // pageBytes is how much content a page of results carries at most, once it has one unit.
 const pageBytes = 4 << 20
 
@@ -38,14 +23,14 @@ func (s *server) unitRoutes() {
 		RefIn
 		UnitPaging
 		With []string `query:"with" enum:"stdout,stderr"`
-	}) (*out[list[row]], error) {
+	}) (*out[list[crowd.UnitRow]], error) {
 		return s.results(ctx, c, in.Ref, in.UnitPaging, in.With)
 	})
 	handle(s, "GET", "/v1/jobs/{ref}/logs", "list-logs", "stderr of decided units, in order", 200, func(ctx context.Context, c broker.Caller, in *struct {
 		RefIn
 		UnitPaging
 		Failed bool `query:"failed" doc:"only units that failed"`
-	}) (*out[list[logRow]], error) {
+	}) (*out[list[crowd.LogRow]], error) {
 		return s.logs(ctx, c, in.Ref, in.UnitPaging, in.Failed)
 	})
 	name, n := param("ref", "path", "id, short id or name"), param("unit", "path", "number of the unit")
@@ -105,10 +90,10 @@ func writeBytes(w http.ResponseWriter, b []byte) {
 }
 
 // walk goes along a page of units; each says how many bytes of content a unit added. It returns where the next page starts.
-func (s *server) walk(ctx context.Context, c broker.Caller, name string, p UnitPaging, each func(broker.UnitRow, *crowd.UnitContent) int) (next string, err error) {
+func (s *server) walk(ctx context.Context, c broker.Caller, name string, p UnitPaging, each func(crowd.UnitRow, *crowd.UnitContent) int) (next string, err error) {
 	from, limit := p.from()
 	size, n := 0, 0
-	err = s.b.EachUnit(ctx, c, name, from, limit, func(u broker.UnitRow, content *crowd.UnitContent) bool {
+	err = s.b.EachUnit(ctx, c, name, from, limit, func(u crowd.UnitRow, content *crowd.UnitContent) bool {
 		size += each(u, content)
 		if n++; n == limit || size > pageBytes {
 			next = fmt.Sprint(u.Unit + 1)
@@ -118,11 +103,11 @@ func (s *server) walk(ctx context.Context, c broker.Caller, name string, p UnitP
 	return next, err
 }
 
-func (s *server) results(ctx context.Context, c broker.Caller, name string, p UnitPaging, with []string) (*out[list[row]], error) {
+func (s *server) results(ctx context.Context, c broker.Caller, name string, p UnitPaging, with []string) (*out[list[crowd.UnitRow]], error) {
 	stdout, stderr := slices.Contains(with, "stdout"), slices.Contains(with, "stderr")
-	rows := []row{}
-	next, err := s.walk(ctx, c, name, p, func(u broker.UnitRow, content *crowd.UnitContent) int {
-		x := row{UnitRow: u}
+	rows := []crowd.UnitRow{}
+	next, err := s.walk(ctx, c, name, p, func(u crowd.UnitRow, content *crowd.UnitContent) int {
+		x := u
 		if content != nil && stdout {
 			x.Stdout = bytes.Clone(content.Stdout) // else it would hold the whole chunk's
 		}
@@ -135,18 +120,18 @@ func (s *server) results(ctx context.Context, c broker.Caller, name string, p Un
 	return page(rows, next), err
 }
 
-func (s *server) logs(ctx context.Context, c broker.Caller, name string, p UnitPaging, failed bool) (*out[list[logRow]], error) {
-	rows := []logRow{}
-	next, err := s.walk(ctx, c, name, p, func(u broker.UnitRow, content *crowd.UnitContent) int {
+func (s *server) logs(ctx context.Context, c broker.Caller, name string, p UnitPaging, failed bool) (*out[list[crowd.LogRow]], error) {
+	rows := []crowd.LogRow{}
+	next, err := s.walk(ctx, c, name, p, func(u crowd.UnitRow, content *crowd.UnitContent) int {
 		switch {
 		case u.State == crowd.ChunkFailed:
-			rows = append(rows, logRow{Unit: u.Unit, Reason: crowd.HostFailed})
+			rows = append(rows, crowd.LogRow{Unit: u.Unit, Reason: crowd.HostFailed})
 		case u.Result == nil || failed && !u.Result.Failed():
 		case u.Result.Stderr > 0:
-			rows = append(rows, logRow{u.Unit, u.Result.Exit, u.Result.Reason, bytes.Clone(content.Stderr)})
+			rows = append(rows, crowd.LogRow{Unit: u.Unit, Exit: u.Result.Exit, Reason: u.Result.Reason, Stderr: bytes.Clone(content.Stderr)})
 			return len(content.Stderr)
 		case u.Result.Failed():
-			rows = append(rows, logRow{u.Unit, u.Result.Exit, u.Result.Reason, []byte{}})
+			rows = append(rows, crowd.LogRow{Unit: u.Unit, Exit: u.Result.Exit, Reason: u.Result.Reason, Stderr: []byte{}})
 		}
 		return 0
 	})

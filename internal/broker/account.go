@@ -258,7 +258,7 @@ func (b *Broker) findAccount(ref string) (crowd.Account, error) {
 }
 
 // Balances is the caller's money.
-func (b *Broker) Balances(ctx context.Context, c Caller) (out Balances, err error) {
+func (b *Broker) Balances(ctx context.Context, c Caller) (out crowd.Balances, err error) {
 	if err := need(c, crowd.ScopeRead); err != nil {
 		return out, err
 	}

@@ -16,77 +16,6 @@ type Caller struct {
 	Loopback bool
 }
 
-// Balances is an account's money.
-type Balances struct {
-	Free    crowd.UCR `json:"free_ucr"`
-	Held    crowd.UCR `json:"held_ucr"`    // in escrow of its living jobs
-	Pending crowd.UCR `json:"pending_ucr"` // earned, not settled
-}
-
-// UnitRow is one unit of a job for people: where it stands and, once decided, how it ended.
-type UnitRow struct {
-	Unit    uint64            `json:"unit"`
-	State   crowd.ChunkState  `json:"state"` // open also for units not yet leased
-	Result  *crowd.UnitResult `json:"result,omitempty"`
-	Seconds float64           `json:"seconds,omitempty"`
-}
-
-// HostShare is what one host did in a job.
-type HostShare struct {
-	Host    crowd.HostID    `json:"host"`
-	Name    string          `json:"name"`
-	Owner   crowd.AccountID `json:"owner"`
-	Place   crowd.Place     `json:"place"`
-	Counted int64           `json:"counted"`
-	Failed  int64           `json:"failed"`
-	Lost    int64           `json:"lost"`
-	Differ  int64           `json:"differed"`
-	Earned  crowd.UCR       `json:"earned_ucr"`
-}
-
-// JobDetail is `crowd job show`: the job, its hosts and how often each reason ended an attempt.
-type JobDetail struct {
-	crowd.Job
-	Hosts   []HostShare          `json:"hosts"`
-	Reasons map[crowd.Reason]int `json:"reasons"`
-	// Counting: the broker was restarted a moment ago; hosts and reasons say only what happened since, the rest is being added up.
-	Counting bool `json:"counting,omitempty"`
-}
-
-// HostRow is a host with the facts of the moment.
-type HostRow struct {
-	crowd.Host
-	Owner    string          `json:"owner"` // account name
-	Online   bool            `json:"online"`
-	Ready    crowd.Readiness `json:"ready,omitempty"`
-	Why      crowd.Reason    `json:"why,omitempty"`
-	Attempts []crowd.Holding `json:"attempts"`
-}
-
-// Why explains a thing: for a job, what keeps each host from it now; for a host or attempt, its last events.
-type Why struct {
-	Subject  string          `json:"subject"`
-	State    string          `json:"state"`
-	Since    time.Time       `json:"since,omitzero"`
-	Reason   crowd.Reason    `json:"reason,omitempty"`
-	Text     string          `json:"text"` // "none of 61 hosts fits"
-	Hosts    int             `json:"hosts"`
-	Excluded []crowd.Exclude `json:"excluded,omitempty"`
-	WayOut   string          `json:"way_out,omitempty"`
-	Events   []crowd.Event   `json:"events,omitempty"`
-}
-
-// Status is the operator's view.
-type Status struct {
-	Version    string    `json:"version"`
-	Started    time.Time `json:"started"`
-	HostsTotal int       `json:"hosts_total"`
-	HostsOn    int       `json:"hosts_online"`
-	JobsOpen   int       `json:"jobs_open"`
-	Attempts   int       `json:"attempts_live"`
-	LedgerSum  crowd.UCR `json:"ledger_sum_ucr"`
-}
-
 // face is what the API, `crowd dev` and tests call. Every method is safe for concurrent use and returns crowd.Errors. What isn't the
 // caller's is NotFound, like what doesn't exist; a missing scope is Denied, customer.scope. A ref is a full id, a short id or a name;
 // an ambiguous one is Invalid and lists the candidates. Pages: next is "" at the end.
@@ -100,7 +29,7 @@ type face interface {
 	Keys(ctx context.Context, c Caller) ([]crowd.Key, error)
 	DeleteKey(ctx context.Context, c Caller, ref string) error
 	Grant(ctx context.Context, c Caller, account string, amount crowd.UCR, id string) error // operate; same id twice is one grant
-	Balances(ctx context.Context, c Caller) (Balances, error)
+	Balances(ctx context.Context, c Caller) (crowd.Balances, error)
 	Statement(ctx context.Context, c Caller, after string, limit int) (p []crowd.Posting, next string, err error)
 
 	// PutBlob appends body at offset to the upload of the content named d of total bytes and returns how many bytes are there; when all
@@ -119,32 +48,32 @@ type face interface {
 	// for another spec: Conflict.
 	SubmitQuoted(ctx context.Context, c Caller, spec crowd.JobSpec, quote string) (crowd.Job, error)
 	Quote(ctx context.Context, c Caller, spec crowd.JobSpec) (crowd.Quote, error)
-	Job(ctx context.Context, c Caller, ref string) (JobDetail, error)
+	Job(ctx context.Context, c Caller, ref string) (crowd.JobDetail, error)
 	Jobs(ctx context.Context, c Caller, f JobsFilter) (jobs []crowd.Job, next string, err error)
 	CancelJob(ctx context.Context, c Caller, ref string) (crowd.Job, error) // of an ended one: no change
 	// WatchJob returns the job when its Version differs from version, or as it is when ctx ends.
 	WatchJob(ctx context.Context, c Caller, ref string, version int64) (crowd.Job, error)
-	Units(ctx context.Context, c Caller, ref string, from uint64, limit int) ([]UnitRow, error)
+	Units(ctx context.Context, c Caller, ref string, from uint64, limit int) ([]crowd.UnitRow, error)
 	// EachUnit walks along units from one on, at most so many (0: 50), until each returns false. What a decided unit wrote aliases its whole
 	// chunk's body: keep copies.
-	EachUnit(ctx context.Context, c Caller, ref string, from uint64, limit int, each func(UnitRow, *crowd.UnitContent) bool) error
+	EachUnit(ctx context.Context, c Caller, ref string, from uint64, limit int, each func(crowd.UnitRow, *crowd.UnitContent) bool) error
 	// UnitContent is a decided unit's result with its bytes; not decided yet: Conflict.
 	UnitContent(ctx context.Context, c Caller, ref string, unit uint64) (crowd.UnitResult, crowd.UnitContent, error)
 	JobChunks(ctx context.Context, c Caller, ref string, from uint64, limit int) ([]crowd.Chunk, error)
 	JobAttempts(ctx context.Context, c Caller, ref string, after crowd.AttemptRef, limit int) ([]crowd.Attempt, error)
 
-	Why(ctx context.Context, c Caller, ref string) (Why, error)
+	Why(ctx context.Context, c Caller, ref string) (crowd.Why, error)
 	// Events returns events after a sequence number that the caller may see, of one thing (subject "" is all). With wait it blocks until there is one
 	// or ctx ends.
 	Events(ctx context.Context, c Caller, subject string, after int64, limit int, wait bool) ([]crowd.Event, error)
 
 	MakeToken(ctx context.Context, c Caller, ttl time.Duration) (link string, expires time.Time, err error) // lend
 	Join(ctx context.Context, remote string, r crowd.JoinRequest) (crowd.Host, error)
-	Hosts(ctx context.Context, c Caller, all bool) ([]HostRow, error) // all: operate
-	Host(ctx context.Context, c Caller, ref string) (HostRow, error)
+	Hosts(ctx context.Context, c Caller, all bool) ([]crowd.HostRow, error) // all: operate
+	Host(ctx context.Context, c Caller, ref string) (crowd.HostRow, error)
 	RemoveHost(ctx context.Context, c Caller, ref string) error
 
-	Status(ctx context.Context, c Caller) (Status, error) // operate
+	Status(ctx context.Context, c Caller) (crowd.Status, error) // operate
 	// IdemBegin starts a POST under an idempotency key: a kept answer (status other than 0; see store.PutIdem), or done, which keeps one. While
 	// the same key's first request runs it is Conflict.
 	IdemBegin(ctx context.Context, c Caller, key string, bodyHash [32]byte) (status int, answer []byte, done func(status int, answer []byte) error, err error)

@@ -106,8 +106,8 @@ func placeText(p crowd.Place) string {
 }
 
 // row is a host for readers. Called with b.mu held.
-func (b *Broker) hostRow(h *host) HostRow {
-	r := HostRow{Host: h.Host, Online: h.conn != nil, Attempts: []crowd.Holding{}}
+func (b *Broker) hostRow(h *host) crowd.HostRow {
+	r := crowd.HostRow{Host: h.Host, Online: h.conn != nil, Attempts: []crowd.Holding{}}
 	if a := b.accounts[h.Account]; a != nil {
 		r.Owner = a.Name
 	}
@@ -123,7 +123,7 @@ func (b *Broker) hostRow(h *host) HostRow {
 }
 
 // Hosts lists the caller's machines, or all to an operator.
-func (b *Broker) Hosts(_ context.Context, c Caller, all bool) ([]HostRow, error) {
+func (b *Broker) Hosts(_ context.Context, c Caller, all bool) ([]crowd.HostRow, error) {
 	if all {
 		if err := need(c, crowd.ScopeOperate); err != nil {
 			return nil, err
@@ -131,7 +131,7 @@ func (b *Broker) Hosts(_ context.Context, c Caller, all bool) ([]HostRow, error)
 	} else if err := need(c, crowd.ScopeRead); err != nil {
 		return nil, err
 	}
-	out := []HostRow{}
+	out := []crowd.HostRow{}
 	b.mu.Lock()
 	for _, h := range b.hosts {
 		if h.State != crowd.HostLeft && (all || h.Account == c.Account.ID) {
@@ -139,7 +139,7 @@ func (b *Broker) Hosts(_ context.Context, c Caller, all bool) ([]HostRow, error)
 		}
 	}
 	b.mu.Unlock()
-	slices.SortFunc(out, func(a, b HostRow) int { return strings.Compare(string(a.ID[:]), string(b.ID[:])) })
+	slices.SortFunc(out, func(a, b crowd.HostRow) int { return strings.Compare(string(a.ID[:]), string(b.ID[:])) })
 	return out, nil
 }
 
@@ -167,15 +167,15 @@ func (b *Broker) findHost(c Caller, ref string) (*host, error) {
 }
 
 // Host is one machine of the caller.
-func (b *Broker) Host(_ context.Context, c Caller, ref string) (HostRow, error) {
+func (b *Broker) Host(_ context.Context, c Caller, ref string) (crowd.HostRow, error) {
 	if err := need(c, crowd.ScopeRead); err != nil {
-		return HostRow{}, err
+		return crowd.HostRow{}, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h, err := b.findHost(c, ref)
 	if err != nil {
-		return HostRow{}, err
+		return crowd.HostRow{}, err
 	}
 	return b.hostRow(h), nil
 }

@@ -107,12 +107,12 @@ func (b *Broker) jobByID(ctx context.Context, c Caller, id crowd.JobID) (crowd.J
 func (b *Broker) snapshot(j *job) crowd.Job { return j.Job }
 
 // Job is a job with its hosts and reasons.
-func (b *Broker) Job(ctx context.Context, c Caller, ref string) (JobDetail, error) {
+func (b *Broker) Job(ctx context.Context, c Caller, ref string) (crowd.JobDetail, error) {
 	row, err := b.findJob(ctx, c, ref)
 	if err != nil {
-		return JobDetail{}, err
+		return crowd.JobDetail{}, err
 	}
-	d := JobDetail{Job: row, Hosts: []HostShare{}, Reasons: map[crowd.Reason]int{}}
+	d := crowd.JobDetail{Job: row, Hosts: []crowd.HostShare{}, Reasons: map[crowd.Reason]int{}}
 	b.mu.Lock()
 	j := b.jobs[row.ID]
 	var past *job
@@ -128,7 +128,7 @@ func (b *Broker) Job(ctx context.Context, c Caller, ref string) (JobDetail, erro
 	b.mu.Unlock()
 	if past != nil {
 		if err := b.recountPast(ctx, past); err != nil {
-			return JobDetail{}, err
+			return crowd.JobDetail{}, err
 		}
 		for _, s := range past.shares {
 			d.Hosts = append(d.Hosts, *s)
@@ -136,7 +136,7 @@ func (b *Broker) Job(ctx context.Context, c Caller, ref string) (JobDetail, erro
 		d.Reasons = past.reasons
 	}
 	delete(d.Reasons, "")
-	slices.SortFunc(d.Hosts, func(a, b HostShare) int {
+	slices.SortFunc(d.Hosts, func(a, b crowd.HostShare) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(string(a.Host[:]), string(b.Host[:])))
 	})
 	return d, nil
@@ -226,9 +226,9 @@ func (b *Broker) WatchJob(ctx context.Context, c Caller, ref string, version int
 }
 
 // Units says where units stand, from one on.
-func (b *Broker) Units(ctx context.Context, c Caller, ref string, from uint64, limit int) ([]UnitRow, error) {
-	out := []UnitRow{}
-	err := b.EachUnit(ctx, c, ref, from, limit, func(u UnitRow, _ *crowd.UnitContent) bool {
+func (b *Broker) Units(ctx context.Context, c Caller, ref string, from uint64, limit int) ([]crowd.UnitRow, error) {
+	out := []crowd.UnitRow{}
+	err := b.EachUnit(ctx, c, ref, from, limit, func(u crowd.UnitRow, _ *crowd.UnitContent) bool {
 		out = append(out, u)
 		return true
 	})
@@ -239,7 +239,7 @@ func (b *Broker) Units(ctx context.Context, c Caller, ref string, from uint64, l
 }
 
 // EachUnit walks along units from one on, at most so many, until each returns false; see face. A chunk's body is read once.
-func (b *Broker) EachUnit(ctx context.Context, c Caller, ref string, from uint64, limit int, each func(UnitRow, *crowd.UnitContent) bool) error {
+func (b *Broker) EachUnit(ctx context.Context, c Caller, ref string, from uint64, limit int, each func(crowd.UnitRow, *crowd.UnitContent) bool) error {
 	row, err := b.findJob(ctx, c, ref)
 	if err != nil {
 		return err
@@ -256,7 +256,7 @@ func (b *Broker) EachUnit(ctx context.Context, c Caller, ref string, from uint64
 				to = end
 			}
 			for ; from < to; from++ {
-				if !each(UnitRow{Unit: from, State: crowd.ChunkOpen}, nil) {
+				if !each(crowd.UnitRow{Unit: from, State: crowd.ChunkOpen}, nil) {
 					return nil
 				}
 			}
@@ -275,7 +275,7 @@ func (b *Broker) EachUnit(ctx context.Context, c Caller, ref string, from uint64
 			seconds = b.secondsOf(ctx, ch)
 		}
 		for ; from < min(end, ch.First+ch.Count); from++ {
-			u, content := UnitRow{Unit: from, State: ch.State, Seconds: seconds}, (*crowd.UnitContent)(nil)
+			u, content := crowd.UnitRow{Unit: from, State: ch.State, Seconds: seconds}, (*crowd.UnitContent)(nil)
 			if o != nil {
 				u.Result, content = &o.Units[from-ch.First], &contents[from-ch.First]
 			}

@@ -66,7 +66,7 @@ func (b *Broker) newJob(row crowd.Job) *job {
 	spec := row.Spec
 	j := &job{
 		Job: row, spec: &spec, order: sched.NewOrder(&row.Spec, b.groupOf(row.Account), row.PerGfuel), open: map[uint64]*chunk{},
-		shares: map[crowd.HostID]*HostShare{}, earned: map[crowd.AccountID]crowd.UCR{}, reasons: map[crowd.Reason]int{},
+		shares: map[crowd.HostID]*crowd.HostShare{}, earned: map[crowd.AccountID]crowd.UCR{}, reasons: map[crowd.Reason]int{},
 		atWork: map[crowd.HostID]int{}, deadline: row.Deadline, gone: make(chan struct{}),
 	}
 	j.left = row.Escrow

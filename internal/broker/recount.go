@@ -21,7 +21,7 @@ type recount struct {
 
 // tally are sums over attempts.
 type tally struct {
-	shares   map[crowd.HostID]*HostShare
+	shares   map[crowd.HostID]*crowd.HostShare
 	earned   map[crowd.AccountID]crowd.UCR
 	reasons  map[crowd.Reason]int
 	attempts int64
@@ -31,7 +31,7 @@ type tally struct {
 }
 
 func newTally() tally {
-	return tally{shares: map[crowd.HostID]*HostShare{}, earned: map[crowd.AccountID]crowd.UCR{}, reasons: map[crowd.Reason]int{}}
+	return tally{shares: map[crowd.HostID]*crowd.HostShare{}, earned: map[crowd.AccountID]crowd.UCR{}, reasons: map[crowd.Reason]int{}}
 }
 
 // add takes up attempts that ended alike; paid says that what they may have earned was paid: their chunk is decided.
@@ -42,7 +42,7 @@ func (t *tally) add(s store.AttemptSum, paid bool) {
 	}
 	h := t.shares[s.Host]
 	if h == nil {
-		h = &HostShare{Host: s.Host, Owner: s.Owner}
+		h = &crowd.HostShare{Host: s.Host, Owner: s.Owner}
 		t.shares[s.Host] = h
 	}
 	switch {

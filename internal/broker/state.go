@@ -33,7 +33,7 @@ type job struct {
 	slots     int // over hosts that fit, as counted at slotsAt
 	slotsAt   time.Time
 	items     *items
-	shares    map[crowd.HostID]*HostShare
+	shares    map[crowd.HostID]*crowd.HostShare
 	earned    map[crowd.AccountID]crowd.UCR
 	reasons   map[crowd.Reason]int
 	atWork    map[crowd.HostID]int
@@ -296,10 +296,10 @@ func (b *Broker) hostEnds(a *attempt) bool {
 	return true
 }
 
-func (b *Broker) share(j *job, h *host) *HostShare {
+func (b *Broker) share(j *job, h *host) *crowd.HostShare {
 	s := j.shares[h.ID]
 	if s == nil {
-		s = &HostShare{Host: h.ID, Name: h.Name, Owner: h.Account, Place: h.Place}
+		s = &crowd.HostShare{Host: h.ID, Name: h.Name, Owner: h.Account, Place: h.Place}
 		j.shares[h.ID] = s
 	}
 	return s

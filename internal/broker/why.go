@@ -16,9 +16,9 @@ import (
 const whyEvents = 20
 
 // Why explains a job, a host, or an attempt (JOB/CHUNK).
-func (b *Broker) Why(ctx context.Context, c Caller, ref string) (Why, error) {
+func (b *Broker) Why(ctx context.Context, c Caller, ref string) (crowd.Why, error) {
 	if m, ok := crowd.Reasons[crowd.Reason(ref)]; ok {
-		return Why{Subject: ref, Reason: crowd.Reason(ref), Text: m.Means, WayOut: m.WayOut}, nil
+		return crowd.Why{Subject: ref, Reason: crowd.Reason(ref), Text: m.Means, WayOut: m.WayOut}, nil
 	}
 	if job, chunk, ok := strings.Cut(ref, "/"); ok {
 		return b.whyChunk(ctx, c, job, chunk)
@@ -29,14 +29,14 @@ func (b *Broker) Why(ctx context.Context, c Caller, ref string) (Why, error) {
 			return b.whyJob(ctx, c, row)
 		}
 		if !crowd.KindIs(err, crowd.NotFound) || strings.HasPrefix(ref, "job_") {
-			return Why{}, err
+			return crowd.Why{}, err
 		}
 	}
 	return b.whyHost(ctx, c, ref)
 }
 
-func (b *Broker) whyJob(ctx context.Context, c Caller, row crowd.Job) (Why, error) {
-	w := Why{Subject: row.ID.String(), State: string(row.State), Since: since(row), Reason: row.Reason}
+func (b *Broker) whyJob(ctx context.Context, c Caller, row crowd.Job) (crowd.Why, error) {
+	w := crowd.Why{Subject: row.ID.String(), State: string(row.State), Since: since(row), Reason: row.Reason}
 	var err error
 	if w.Events, err = b.lastEvents(ctx, c, row.ID.String()); err != nil {
 		return w, err
@@ -94,9 +94,9 @@ func since(row crowd.Job) time.Time {
 	return row.Created
 }
 
-func (b *Broker) whyHost(ctx context.Context, c Caller, ref string) (Why, error) {
+func (b *Broker) whyHost(ctx context.Context, c Caller, ref string) (crowd.Why, error) {
 	if err := need(c, crowd.ScopeRead); err != nil {
-		return Why{}, err
+		return crowd.Why{}, err
 	}
 	b.mu.Lock()
 	h, err := b.findHost(c, ref)
@@ -108,21 +108,21 @@ func (b *Broker) whyHost(ctx context.Context, c Caller, ref string) (Why, error)
 			}
 		}
 	}
-	var w Why
+	var w crowd.Why
 	if h != nil {
-		w = Why{Subject: h.ID.String(), State: string(h.State), Reason: h.Reason, Since: h.Created}
+		w = crowd.Why{Subject: h.ID.String(), State: string(h.State), Reason: h.Reason, Since: h.Created}
 		b.hostNow(h, &w)
 	}
 	b.mu.Unlock()
 	if h == nil {
-		return Why{}, notFound("thing", ref)
+		return crowd.Why{}, notFound("thing", ref)
 	}
 	var evErr error
 	if w.Events, evErr = b.lastEvents(ctx, c, w.Subject); evErr != nil {
 		return w, evErr
 	}
 	if err != nil && len(w.Events) == 0 { // neither its owner nor touched by it
-		return Why{}, notFound("thing", ref)
+		return crowd.Why{}, notFound("thing", ref)
 	}
 	w.WayOut = crowd.Reasons[w.Reason].WayOut
 	for _, e := range w.Events {
@@ -134,7 +134,7 @@ func (b *Broker) whyHost(ctx context.Context, c Caller, ref string) (Why, error)
 }
 
 // hostNow says how an active host is at this moment. Called with b.mu held.
-func (b *Broker) hostNow(h *host, w *Why) {
+func (b *Broker) hostNow(h *host, w *crowd.Why) {
 	w.Text = fmt.Sprintf("the host is %s", w.State)
 	switch {
 	case h.State != crowd.HostActive:
@@ -150,27 +150,27 @@ func (b *Broker) hostNow(h *host, w *Why) {
 	}
 }
 
-func (b *Broker) whyChunk(ctx context.Context, c Caller, ref, chunk string) (Why, error) {
+func (b *Broker) whyChunk(ctx context.Context, c Caller, ref, chunk string) (crowd.Why, error) {
 	row, err := b.findJob(ctx, c, ref)
 	if err != nil {
-		return Why{}, err
+		return crowd.Why{}, err
 	}
 	var unit uint64
 	if unit, err = strconv.ParseUint(chunk, 10, 64); err != nil || unit >= row.Units {
-		return Why{}, notFound("chunk", chunk)
+		return crowd.Why{}, notFound("chunk", chunk)
 	}
 	ch, err := b.st.ChunkOf(ctx, row.ID, unit)
 	if crowd.KindIs(err, crowd.NotFound) {
-		return Why{Subject: row.ID.String() + "/" + chunk, State: string(crowd.ChunkOpen), Text: "it was not leased yet"}, nil
+		return crowd.Why{Subject: row.ID.String() + "/" + chunk, State: string(crowd.ChunkOpen), Text: "it was not leased yet"}, nil
 	}
 	if err != nil {
-		return Why{}, err
+		return crowd.Why{}, err
 	}
 	rows, err := b.st.Attempts(ctx, row.ID, ch.First)
 	if err != nil {
-		return Why{}, err
+		return crowd.Why{}, err
 	}
-	w := Why{Subject: fmt.Sprintf("%s/%d", row.ID, ch.First), State: string(ch.State), Since: ch.Decided}
+	w := crowd.Why{Subject: fmt.Sprintf("%s/%d", row.ID, ch.First), State: string(ch.State), Since: ch.Decided}
 	w.Text = fmt.Sprintf("units %d to %d, %d attempts", ch.First, ch.First+ch.Count-1, len(rows))
 	all, err := b.lastEvents(ctx, c, row.ID.String())
 	for _, e := range all {
@@ -238,15 +238,15 @@ func (b *Broker) Events(ctx context.Context, c Caller, subject string, after int
 }
 
 // Status is the operator's view.
-func (b *Broker) Status(ctx context.Context, c Caller) (Status, error) {
+func (b *Broker) Status(ctx context.Context, c Caller) (crowd.Status, error) {
 	if err := need(c, crowd.ScopeOperate); err != nil {
-		return Status{}, err
+		return crowd.Status{}, err
 	}
 	sum, err := b.st.LedgerSum(ctx)
 	if err != nil {
-		return Status{}, err
+		return crowd.Status{}, err
 	}
-	s := Status{Version: b.cfg.Version, Started: b.started, LedgerSum: sum}
+	s := crowd.Status{Version: b.cfg.Version, Started: b.started, LedgerSum: sum}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, h := range b.hosts {

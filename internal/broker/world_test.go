@@ -164,7 +164,7 @@ func (w *world) done(j crowd.Job, within time.Duration) crowd.Job {
 	return w.await(j, within, func(j crowd.Job) bool { return j.State.Ended() })
 }
 
-func (w *world) balances(c Caller) Balances {
+func (w *world) balances(c Caller) crowd.Balances {
 	w.t.Helper()
 	m, err := w.b.Balances(context.Background(), c)
 	must(w.t, err)
