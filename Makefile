@@ -36,11 +36,12 @@ lint:
 cross:
 	@for p in $(PLATFORMS); do echo "build $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} go build -o /dev/null ./cmd/crowd || exit 1; done
 
-bench: setup build
+bench: build
+	@./scripts/setup.sh bench
 	go run ./bench
 
 soak: setup build
-	CROWD_SOAK=1 go test -count=1 -timeout 90m ./...
+	CROWD_SOAK=20 go test -count=1 -timeout 3h ./...  # 20: millions of decided chunks, where that is the measure
 	$(MAKE) fuzz FUZZTIME=60s
 
 FUZZTIME ?= 10s

@@ -16,6 +16,11 @@ need wasm-ld lld "as above"
 need /usr/include/wasm32-wasi/stdio.h wasi-libc "as above"
 need /usr/lib/llvm-14/lib/clang/14.0.6/lib/wasi/libclang_rt.builtins-wasm32.a libclang-rt-14-dev-wasm32 "as above"
 
+if [ "${1:-}" = bench ]; then
+	need cc gcc "no native programs to compare with: those figures fail"
+	need boinc boinc-client "the agent at rest is compared with an older figure of BOINC's client"
+fi
+
 [ ${#want[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
 	echo "setup: installing ${want[*]}" >&2
