@@ -104,7 +104,7 @@ func (a *app) testUnit(ctx context.Context, order *client.Order, unit uint64) (*
 	}
 	defer slot.Close()
 	begun := time.Now()
-	out, contents, err := slot.Run(ctx, guest.Task{Job: job, Program: program, First: unit, Plans: []crowd.Plan{plan}, Limits: limitsOf(spec), Keep: spec.Outputs.Keep}, local, func(uint64, uint64) {})
+	out, contents, err := slot.Run(ctx, guest.Task{Job: job, Program: program, First: unit, Plans: []crowd.Plan{plan}, Limits: guest.LimitsOf(spec), Keep: spec.Outputs.Keep}, local, func(uint64, uint64) {})
 	if err != nil {
 		return nil, err
 	}
@@ -125,24 +125,6 @@ func scratchJob() crowd.JobID {
 
 // makeID lets the compiler find the kind of id.
 func makeID[K crowd.Kind](id *crowd.ID[K], r [10]byte) { *id = crowd.MakeID[K](time.Now(), r) }
-
-// limitsOf are a unit's limits, the defaults filled in.
-func limitsOf(s *crowd.JobSpec) guest.Limits {
-	l := guest.Limits{Memory: s.Resources.Memory, Output: s.Outputs.Max, Disk: s.Resources.Disk, Fuel: s.Resources.Fuel, Time: time.Duration(s.Resources.Time) * time.Second}
-	if l.Memory == 0 {
-		l.Memory = crowd.DefaultMemory
-	}
-	if l.Output == 0 {
-		l.Output = crowd.DefaultOutput
-	}
-	if l.Disk == 0 {
-		l.Disk = crowd.DefaultDisk
-	}
-	if l.Time == 0 {
-		l.Time = crowd.DefaultTime
-	}
-	return l
-}
 
 func (a *app) showTest(r *unitTest) error {
 	if a.json {

@@ -30,6 +30,25 @@ type Limits struct {
 	Time   time.Duration // of running, not counting freezes
 }
 
+// LimitsOf are the limits that an order sets for each unit, the page's defaults filled in.
+func LimitsOf(spec *crowd.JobSpec) Limits {
+	r := spec.Resources
+	l := Limits{Memory: r.Memory, Output: spec.Outputs.Max, Disk: r.Disk, Fuel: r.Fuel, Time: time.Duration(r.Time) * time.Second}
+	if l.Memory == 0 {
+		l.Memory = crowd.DefaultMemory
+	}
+	if l.Output == 0 {
+		l.Output = crowd.DefaultOutput
+	}
+	if l.Disk == 0 {
+		l.Disk = crowd.DefaultDisk
+	}
+	if l.Time == 0 {
+		l.Time = crowd.DefaultTime
+	}
+	return l
+}
+
 // Blobs gives content by digest, whole or in ranges. A missing one is an error of kind NotFound. Safe for concurrent use.
 type Blobs interface {
 	Open(ctx context.Context, d crowd.Digest) (Blob, error)

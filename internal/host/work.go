@@ -110,26 +110,8 @@ func (a *Agent) refusesLocked(l *crowd.Lease, spec *crowd.JobSpec, w wish) (crow
 
 // memoryOf is what one slot takes at most: linear memory, files and output, all in memory.
 func memoryOf(spec *crowd.JobSpec) int64 {
-	l := limitsOf(spec)
+	l := guest.LimitsOf(spec)
 	return l.Memory + l.Output
-}
-
-func limitsOf(spec *crowd.JobSpec) guest.Limits {
-	r := spec.Resources
-	l := guest.Limits{Memory: r.Memory, Output: spec.Outputs.Max, Disk: r.Disk, Fuel: r.Fuel, Time: time.Duration(r.Time) * time.Second}
-	if l.Memory == 0 {
-		l.Memory = crowd.DefaultMemory
-	}
-	if l.Output == 0 {
-		l.Output = crowd.DefaultOutput
-	}
-	if l.Disk == 0 {
-		l.Disk = crowd.DefaultDisk
-	}
-	if l.Time == 0 {
-		l.Time = crowd.DefaultTime
-	}
-	return l
 }
 
 // startLocked lets waiting attempts run while there are slots and memory; needs a.mu.
@@ -221,7 +203,7 @@ func (a *Agent) compute(ctx context.Context, at *attempt) (*outgoing, error) {
 		return nil, cause(ctx, err)
 	}
 	begun := time.Now()
-	task := guest.Task{Job: at.Job, Program: at.program, First: at.First, Plans: plans, Limits: limitsOf(at.spec), Keep: at.spec.Outputs.Keep}
+	task := guest.Task{Job: at.Job, Program: at.program, First: at.First, Plans: plans, Limits: guest.LimitsOf(at.spec), Keep: at.spec.Outputs.Keep}
 	o, contents, err := slot.Run(ctx, task, a.cache, func(done, fuel uint64) {
 		at.unitsDone.Store(done)
 		at.fuel.Store(fuel)
