@@ -9,6 +9,7 @@ const (
 	RenewEvery = 4 * time.Second  // two renewals may be lost
 	IdlePing   = 60 * time.Second // an idle host's renewal
 	SuspectFor = 2 * time.Second  // after a socket broke, the next attempt may start beside the silent one
+	Adopt      = 5 * time.Minute  // after a restore: what hosts still hold counts as held so long
 	Grace      = 24 * time.Hour   // how long a host computes without a broker, by default
 )
 
@@ -26,6 +27,7 @@ var Limits = struct {
 	Inputs                              int
 	Labels                              int
 	BlobBytes, OutcomeBytes, StdioBytes int64
+	StateBytes                          int64 // of a unit's checkpoint
 	AccountBlobBytes                    int64 // of all blobs of an account; small ones count as 4 KiB
 	ProgramBytes                        int64
 	MemoryBytes                         int64
@@ -44,7 +46,7 @@ var Limits = struct {
 	Units: 1 << 40, UnitsPerChunk: 4096,
 	SpecBytes: 128 << 10, Args: 256, ArgBytes: 64 << 10, Env: 256,
 	Inputs: 1024, Labels: 32,
-	BlobBytes: 8 << 30, AccountBlobBytes: 100 << 30, OutcomeBytes: 64 << 20, StdioBytes: 16 << 20,
+	BlobBytes: 8 << 30, AccountBlobBytes: 100 << 30, OutcomeBytes: 64 << 20, StdioBytes: 16 << 20, StateBytes: 64 << 20,
 	ProgramBytes: 64 << 20, MemoryBytes: 4 << 30,
 	OpenJobs: 1000, Hosts: 1000, Keys: 100, Quorum: 9,
 	RequestBody: 1 << 20, RequestsPerSecond: 100, RequestBurst: 500,

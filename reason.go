@@ -24,6 +24,8 @@ const (
 	HostFailed      Reason = "host.failed"
 	HostOffline     Reason = "host.offline"
 	HostDevice      Reason = "host.device"
+	HostOld         Reason = "host.old"
+	HostLineage     Reason = "host.lineage"
 	CustomerPlace   Reason = "customer.place"
 	CustomerProof   Reason = "customer.evidence"
 	CustomerTrust   Reason = "customer.trust"
@@ -53,6 +55,9 @@ const (
 	BrokerKey       Reason = "broker.key"
 	BrokerNotBuilt  Reason = "broker.not_built"
 	BrokerLosses    Reason = "broker.losses"
+	BrokerRestored  Reason = "broker.restored"
+	BrokerOld       Reason = "broker.old"
+	BrokerDisk      Reason = "broker.disk"
 	PolicyForbid    Reason = "policy.forbid"
 )
 
@@ -71,6 +76,8 @@ var Reasons = map[Reason]struct{ Means, WayOut string }{
 	HostFailed:      {"the machine couldn't run this, for a reason of its own", "it is tried elsewhere by itself"},
 	HostOffline:     {"the machine isn't connected now", "wait until its owner is back"},
 	HostDevice:      {"the order wants another sort of machine", "widen devices in the file"},
+	HostOld:         {"the machine's agent is older than this order needs", "for its owner: update the agent"},
+	HostLineage:     {"its answer went on from other machines' checkpoints and was wrong", "it is done again from the start; nobody is blamed"},
 	CustomerPlace:   {"the machine isn't where the order says it must be", "widen place, or wait for a machine there"},
 	CustomerProof:   {"the machine's place isn't proven as well as the order asks", "lower place.evidence"},
 	CustomerTrust:   {"the machine doesn't reach the order's tier of trust", "lower trust, after reading what that tier does not protect from"},
@@ -100,5 +107,8 @@ var Reasons = map[Reason]struct{ Means, WayOut string }{
 	BrokerKey:       {"the broker's key isn't the one that was pinned", "if the operator says that it changed: crowd account login"},
 	BrokerNotBuilt:  {"this version can't do that yet", "see the README for what works"},
 	BrokerLosses:    {"many machines in a row were lost or frozen while working on it", "it goes on by itself when the crowd is steadier"},
+	BrokerRestored:  {"the broker was restored from a backup", "what was told after that backup is gone; order again what is missing"},
+	BrokerOld:       {"the broker's store is older than what this machine has seen of it", "for the operator: a backup goes back by crowd broker restore, never by copying files"},
+	BrokerDisk:      {"the broker's disk is full", "for the operator: free some space; work goes on by itself"},
 	PolicyForbid:    {"a policy forbids it", "crowd policy explain"},
 }

@@ -35,7 +35,7 @@ type JobSpec struct {
 	Chunk      uint64            `json:"chunk,omitempty"` // units per lease; 0: auto, aims at 30 s of work
 	Resources  Resources         `json:"resources,omitzero"`
 	Verify     Verify            `json:"verify,omitzero"`
-	Checkpoint string            `json:"checkpoint,omitempty"` // only "never" here
+	Checkpoint string            `json:"checkpoint,omitempty"` // "30s": /state leaves the host this often; "" or "never": not at all
 	Retries    *int              `json:"retries,omitempty"`
 	Deadline   string            `json:"deadline,omitempty"` // "6h" from the order, or RFC 3339
 	Outputs    Outputs           `json:"outputs,omitzero"`
@@ -364,8 +364,10 @@ func (c *checker) rules(s *JobSpec) {
 	if s.Verify.None && s.Verify.Quorum != 0 {
 		c.add("verify", "", "wanted none or a quorum, found both")
 	}
-	if s.Checkpoint != "" && s.Checkpoint != "never" {
-		c.add("checkpoint", "checkpoint: never", "checkpoints are not built yet, found %s", found(s.Checkpoint))
+	if every, err := s.checkpointEvery(); err != nil {
+		c.add("checkpoint", "checkpoint: 30s · or never", "%s", err)
+	} else if every > 0 && s.Chunk > 1 {
+		c.add("chunk", "chunk: 1, or leave it out", "a unit with checkpoints is leased by itself, found chunks of %d", s.Chunk)
 	}
 	if r := s.Retries; r != nil && (*r < 0 || *r > Limits.FailedAttempts) {
 		c.add("retries", "", "wanted a whole number from 0 to %d, found %d", Limits.FailedAttempts, *r)

@@ -21,8 +21,14 @@ type Message struct {
 	Problem   *Problem   `json:"problem,omitempty"`   // broker, before it closes
 }
 
-// ProtocolVersion is the link's; a Hello lists those that the agent speaks.
-const ProtocolVersion = 1
+// ProtocolVersion is the link's newest; a Hello lists those that the agent speaks, the broker takes the highest that both do.
+//
+//	1  the first
+//	2  Lease.State: an attempt may go on from another's checkpoint
+const ProtocolVersion = 2
+
+// ProtocolVersions are all that this release speaks: its own and that of the release before.
+var ProtocolVersions = []int{ProtocolVersion, 1}
 
 // Challenge opens a connection.
 type Challenge struct {
@@ -114,9 +120,46 @@ type Lease struct {
 	Count   uint64    `json:"count"`
 	Spec    *JobSpec  `json:"spec,omitempty"`
 	Items   []Input   `json:"items,omitempty"` // the units' own files, when Units.Items
+	State   *Resume   `json:"state,omitempty"` // the unit goes on from here; nil: from the start
 	// Deadline is how long the host may take in all, as a bound against leaks; the lease itself lives by renewals.
 	Deadline time.Duration `json:"deadline_ns"`
 }
+
+// Resume names the checkpoint of a unit's /state that an attempt begins with: what GET /v1/link/blobs/{root} gives to the attempt's host. Seq
+// counts the accepted checkpoints of its lineage; the attempt's own first one is Seq+1. Fuel is what the unit had burnt by then.
+type Resume struct {
+	Seq  int64  `json:"seq"`
+	Root Digest `json:"root"`
+	Size int64  `json:"size_bytes"`
+	Fuel uint64 `json:"fuel"`
+}
+
+// A host keeps a unit's /state at the broker by PUT /v1/link/states/{job}/{first}/{n}/{seq}/{root}?fuel=F with the bytes (a Checkpoint, at most
+// Limits.StateBytes) as the body, the session's bearer and its signature over StateBytes in the header Crowd-Signature (base64).
+// The answer is durable: 200 with {"answer": accepted | repeat}, or 409: the attempt isn't (any more) that host's to go on with, or seq isn't
+// the next.
+
+// StateBytes is what a host signs for a checkpoint.
+func StateBytes(host HostID, r AttemptRef, seq int64, root Digest, fuel uint64) []byte {
+	b := append([]byte("crowd state 1\x00"), host[:]...)
+	b = append(b, r.Job[:]...)
+	for _, v := range []uint64{r.First, uint64(r.N), uint64(seq), fuel} {
+		for i := 7; i >= 0; i-- {
+			b = append(b, byte(v>>(8*i)))
+		}
+	}
+	return append(b, root[:]...)
+}
+
+// StateAnswer is what became of a checkpoint.
+type StateAnswer string
+
+// Answers to a checkpoint. Repeat: this very one was accepted before.
+const (
+	StateAccepted StateAnswer = "accepted"
+	StateRepeat   StateAnswer = "repeat"
+	StateConflict StateAnswer = "conflict"
+)
 
 // Cancel ends an attempt; the host stops it and forgets it.
 type Cancel struct {

@@ -119,7 +119,7 @@ func (f *fake) newSession() {
 
 // dial connects; run does so and works.
 func (f *fake) dial(number int64) (*pipe, error) {
-	hello := crowd.Hello{Host: f.host.ID, Session: f.session, Dial: number}
+	hello := crowd.Hello{Host: f.host.ID, Session: f.session, Dial: number, Versions: crowd.ProtocolVersions}
 	if err := f.w.b.admit(context.Background(), &hello); err != nil {
 		return nil, err
 	}

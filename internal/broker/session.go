@@ -8,6 +8,7 @@ import (
 
 	"github.com/crowdcloud/crowd"
 	"github.com/crowdcloud/crowd/internal/lease"
+	"github.com/crowdcloud/crowd/internal/link"
 	"github.com/crowdcloud/crowd/internal/sched"
 	"github.com/crowdcloud/crowd/internal/store"
 )
@@ -130,6 +131,7 @@ func (b *Broker) serve(ctx context.Context, w wire, hello crowd.Hello, bearer, n
 	s := &session{host: h, hello: hello, bearer: bearer, wire: w, specs: map[crowd.JobID]bool{}, fresh: true, stop: stop}
 	h.conn, h.broke, h.room, h.holding = s, time.Time{}, 0, nil
 	h.ready = crowd.Paused // until its first Renew
+	h.link = link.Version(&hello)
 	if h.Network != network || h.Unbound != hello.Unbound {
 		h.Network, h.Unbound, h.dirty = network, hello.Unbound, true
 	}

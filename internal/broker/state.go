@@ -175,6 +175,7 @@ type host struct {
 	voided    map[crowd.SessionID]bool // older sessions, in this life of the broker
 	conn      *session                 // nil: not connected
 	broke     time.Time                // when the connection broke; zero: it didn't or all is told
+	link      int             // version of the link
 	ready     crowd.Readiness
 	why       crowd.Reason
 	room      int
@@ -192,7 +193,7 @@ type host struct {
 }
 
 func (h *host) candidate() sched.Candidate {
-	return sched.Candidate{Host: &h.Host, Group: h.group, Online: h.conn != nil, Ready: h.ready, Why: h.why, Room: h.room, Memory: h.memory}
+	return sched.Candidate{Host: &h.Host, Group: h.group, Online: h.conn != nil, Ready: h.ready, Why: h.why, Room: h.room, Memory: h.memory, Link: h.link}
 }
 
 // accrue adds what the host's slots may have worked since the last call. To be called before what it holds, or its slots, change.

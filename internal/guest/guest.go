@@ -18,6 +18,13 @@ type Task struct {
 	Plans   []crowd.Plan // one per unit, in order
 	Limits  Limits
 	Keep    []string // patterns under /out; none: everything
+
+	// A task with checkpoints has one unit. Every so much running time, if /state changed since, Save gets it as a crowd.Checkpoint's bytes (at
+	// most crowd.Limits.StateBytes; a larger one isn't saved), with the unit's fuel so far; it must not keep the slot
+	// waiting. State is what the unit begins with: the bytes of an earlier one, nil for an empty /state.
+	Every time.Duration // 0: no checkpoints
+	Save  func(state []byte, fuel uint64)
+	State []byte
 }
 
 // Limits bound each unit. Memory, output and fuel end a unit the same way on every host; time does not vote: beyond it Run
@@ -65,7 +72,8 @@ type Blob interface {
 type Slot interface {
 	// Run executes the task's units in order, each from a fresh state, and returns the outcome with its contents. progress is called
 	// after each unit with the units done and the fuel so far. What a unit does wrong is in its UnitResult; an error means that
-	// the attempt as a whole failed on this host: guest.time, host.failed, or ctx ended. After an error the slot is closed.
+	// the attempt as a whole failed on this host: guest.time, host.failed, or ctx ended. After an error the slot is closed. The fuel of a unit that
+	// began with a State counts what was burnt before.
 	Run(ctx context.Context, t Task, blobs Blobs, progress func(done, fuel uint64)) (*crowd.Outcome, []crowd.UnitContent, error)
 	// Freeze stops the guest from using the processor, at once and for as long as it takes; time does not count meanwhile.
 	Freeze() error

@@ -84,8 +84,9 @@ func (c *Conn) greet(ctx context.Context, o *AcceptOptions, exporter []byte) (*c
 	if h == nil || len(h.Nonce) != nonceBytes || len(h.Proof) != ed25519.SignatureSize || h.Host.IsZero() || h.Session.IsZero() || h.Dial < 1 {
 		return nil, crowd.Errorf(crowd.Invalid, "", "wanted a hello")
 	}
-	if !slices.Contains(h.Versions, crowd.ProtocolVersion) {
-		return nil, crowd.Errorf(crowd.Invalid, "", "this broker speaks version %d of the link, the agent %v", crowd.ProtocolVersion, clip(h.Versions)).
+	version := Version(h)
+	if version == 0 {
+		return nil, crowd.Errorf(crowd.Invalid, "", "this broker speaks versions %v of the link, the agent %v", crowd.ProtocolVersions, clip(h.Versions)).
 			WithHint("update the agent, or the broker")
 	}
 	if h.Unbound != (exporter == nil) {
@@ -104,7 +105,7 @@ func (c *Conn) greet(ctx context.Context, o *AcceptOptions, exporter []byte) (*c
 	if err != nil {
 		return nil, err
 	}
-	w.Version = crowd.ProtocolVersion
+	w.Version = version
 	if w.Term == 0 {
 		w.Term = crowd.Term
 	}
@@ -143,7 +144,7 @@ func (c *Conn) answer(o *DialOptions, exporter []byte) (*crowd.Welcome, error) {
 		return nil, err
 	}
 	h := &crowd.Hello{
-		Host: o.Host, Session: o.Session, Dial: o.DialNumber, Nonce: nonce(), Versions: []int{crowd.ProtocolVersion}, Unbound: exporter == nil,
+		Host: o.Host, Session: o.Session, Dial: o.DialNumber, Nonce: nonce(), Versions: crowd.ProtocolVersions, Unbound: exporter == nil,
 	}
 	h.Proof = ed25519.Sign(o.Key, crowd.ProofBytes(hostLabel, h, ch, exporter))
 	if err := c.say(&crowd.Message{Hello: h}); err != nil {
@@ -153,7 +154,7 @@ func (c *Conn) answer(o *DialOptions, exporter []byte) (*crowd.Welcome, error) {
 		return nil, err
 	}
 	w := m.Welcome
-	if w == nil || w.Version != crowd.ProtocolVersion || w.Term <= 0 {
+	if w == nil || !slices.Contains(crowd.ProtocolVersions, w.Version) || w.Term <= 0 {
 		return nil, crowd.Errorf(crowd.Invalid, "", "wanted a welcome")
 	}
 	if !ed25519.Verify(ch.BrokerKey, crowd.ProofBytes(brokerLabel, h, ch, exporter), w.Proof) {
@@ -204,6 +205,16 @@ func nonce() []byte {
 	b := make([]byte, nonceBytes)
 	_, _ = rand.Read(b)
 	return b
+}
+
+// Version is the highest version of the link that both speak, by the host's hello; 0: none.
+func Version(h *crowd.Hello) (v int) {
+	for _, x := range crowd.ProtocolVersions {
+		if x > v && slices.Contains(h.Versions, x) {
+			v = x
+		}
+	}
+	return v
 }
 
 func clip(v []int) []int { return v[:min(len(v), 8)] }

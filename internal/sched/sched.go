@@ -21,6 +21,7 @@ type Order struct {
 	Need     int
 	Rate     crowd.UCR // most per core and hour; 0: any
 	PerGfuel crowd.UCR
+	Link     int // least version of the link
 }
 
 // NewOrder takes from a spec what hosts are measured against. group is the ordering account's.
@@ -31,6 +32,9 @@ func NewOrder(s *crowd.JobSpec, group string, perGfuel crowd.UCR) Order {
 	}
 	if o.Memory == 0 {
 		o.Memory = crowd.DefaultMemory
+	}
+	if s.CheckpointEvery() > 0 {
+		o.Link = 2
 	}
 	return o
 }
@@ -44,6 +48,7 @@ type Candidate struct {
 	Why    crowd.Reason // when it isn't ready
 	Room   int          // attempts that it would take now
 	Memory int64        // free for guests now
+	Link   int          // version of the link that its agent speaks
 }
 
 // Speed is what a host is believed to do, in Gfuel/s per slot: shown by voted chunks, else claimed, else a modest guess.
@@ -129,6 +134,8 @@ func (o *Order) Now(c *Candidate) crowd.Exclude {
 	switch {
 	case !c.Online:
 		return exclude(crowd.HostOffline, "not connected", "")
+	case c.Link < o.Link:
+		return exclude(crowd.HostOld, "an older agent", "checkpoint")
 	case c.Ready != crowd.Ready:
 		why := c.Why
 		if why == "" {
