@@ -8,7 +8,7 @@ import (
 
 // CheckpointEvery is how often a unit's /state leaves its host; 0: never. Such a unit is leased by itself, and goes on at its next host from the
 // newest checkpoint that was accepted. How much it burns then depends on where it was interrupted: the fuel of its manifest is 0, and what it is
-// paid for is the least that one of those who agree reported.
+// paid for is the middle of what those who agree reported, bounded by the time they took.
 func (s *JobSpec) CheckpointEvery() time.Duration {
 	d, _ := s.checkpointEvery()
 	return d
@@ -60,6 +60,14 @@ func (c *Checkpoint) Bytes() []byte {
 		b = appendString(b, string(f.Data))
 	}
 	return b
+}
+
+// CheckpointFuel reads the fuel at the front of a checkpoint, of which 64 bytes are enough.
+func CheckpointFuel(b []byte) (uint64, bool) {
+	d := &decoder{b: b}
+	magic := string(d.take(len(checkpointMagic)))
+	fuel := d.uvarint()
+	return fuel, !d.bad && magic == checkpointMagic
 }
 
 // ParseCheckpoint reads the canonical form and nothing else; the bytes are a stranger's. Data aliases b.

@@ -240,6 +240,30 @@ type Attempt struct {
 	Digest   Digest       `json:"digest,omitzero"` // of its outcome
 	Fuel     uint64       `json:"fuel,omitempty"`
 	Paid     UCR          `json:"paid_ucr,omitempty"`
+	Counts   bool         `json:"-"`                 // it holds its group's seat: it is live, or its answer counts
+	Lineage  int          `json:"lineage,omitempty"` // the attempt from whose start on it went on, checkpoint by checkpoint; 0: its own
+}
+
+// Ref names it.
+func (a *Attempt) Ref() AttemptRef { return AttemptRef{Job: a.Job, First: a.First, N: a.N} }
+
+// Line is the number of the attempt that its lineage began with.
+func (a *Attempt) Line() int {
+	if a.Lineage == 0 {
+		return a.N
+	}
+	return a.Lineage
+}
+
+// UnitState is the newest accepted checkpoint of a lineage of attempts at a unit (see Checkpoint).
+type UnitState struct {
+	AttemptRef           // who left it
+	Lineage    int       `json:"lineage"`
+	Seq        int64     `json:"seq"` // of its lineage, from 1
+	Root       Digest    `json:"root"`
+	Size       int64     `json:"size_bytes"`
+	Fuel       uint64    `json:"fuel"` // burnt by then, over the whole lineage
+	At         time.Time `json:"at"`
 }
 
 // AttemptRef names an attempt.

@@ -64,7 +64,7 @@ func TestStateTables(t *testing.T) {
 	if AttemptVoid.May(AttemptReported) || !AttemptExpired.May(AttemptReported) {
 		t.Error("attempt moves")
 	}
-	if !ChunkDecided.May(ChunkDecided) || HostLeft.May(HostActive) {
+	if ChunkDecided.May(ChunkDecided) || !ChunkDecided.May(ChunkOpen) || HostLeft.May(HostActive) {
 		t.Error("chunk or host moves")
 	}
 }

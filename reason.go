@@ -16,6 +16,7 @@ const (
 	OwnerSchedule   Reason = "owner.schedule"
 	OwnerStopped    Reason = "owner.stopped"
 	OwnerPolicy     Reason = "owner.policy"
+	OwnerSleep      Reason = "owner.sleep"
 	HostLost        Reason = "host.lost"
 	HostSmall       Reason = "host.small"
 	HostBusy        Reason = "host.busy"
@@ -26,6 +27,7 @@ const (
 	HostDevice      Reason = "host.device"
 	HostOld         Reason = "host.old"
 	HostLineage     Reason = "host.lineage"
+	HostGarbage     Reason = "host.garbage"
 	CustomerPlace   Reason = "customer.place"
 	CustomerProof   Reason = "customer.evidence"
 	CustomerTrust   Reason = "customer.trust"
@@ -68,6 +70,7 @@ var Reasons = map[Reason]struct{ Means, WayOut string }{
 	OwnerSchedule:   {"outside the hours in which the owner lends this machine", "wait for the owner's hours"},
 	OwnerStopped:    {"the owner stopped the agent", "its work goes elsewhere by itself"},
 	OwnerPolicy:     {"the owner's terms don't allow this kind of work", "other owners may"},
+	OwnerSleep:      {"the machine went to sleep", "its work goes elsewhere by itself; nothing of yours is lost"},
 	HostLost:        {"the machine went silent without a word", "its work goes elsewhere by itself; nobody is blamed"},
 	HostSmall:       {"the machine has too little memory or disk for this", "ask for less, or wait for a larger machine"},
 	HostBusy:        {"the machine works on other orders", "wait, or raise the price"},
@@ -78,6 +81,7 @@ var Reasons = map[Reason]struct{ Means, WayOut string }{
 	HostDevice:      {"the order wants another sort of machine", "widen devices in the file"},
 	HostOld:         {"the machine's agent is older than this order needs", "for its owner: update the agent"},
 	HostLineage:     {"its answer went on from other machines' checkpoints and was wrong", "it is done again from the start; nobody is blamed"},
+	HostGarbage:     {"the machine said things that make no sense, again and again", "for its owner: update the agent or join again; it is let in again by itself after a while"},
 	CustomerPlace:   {"the machine isn't where the order says it must be", "widen place, or wait for a machine there"},
 	CustomerProof:   {"the machine's place isn't proven as well as the order asks", "lower place.evidence"},
 	CustomerTrust:   {"the machine doesn't reach the order's tier of trust", "lower trust, after reading what that tier does not protect from"},

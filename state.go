@@ -38,10 +38,10 @@ const (
 	ChunkFailed  ChunkState = "failed"  // eight attempts failed by themselves: its units count as failed
 )
 
-// ChunkMoves says which state may follow which. A verdict may be replaced by a higher version before settlement.
+// ChunkMoves says which state may follow which. A verdict may be taken back before settlement, and be given again in a higher version.
 var ChunkMoves = map[ChunkState][]ChunkState{
 	ChunkOpen:    {ChunkDecided, ChunkFailed},
-	ChunkDecided: {ChunkDecided},
+	ChunkDecided: {ChunkOpen},
 }
 
 // May reports whether to may follow s.

@@ -1,6 +1,9 @@
 package crowd
 
-import "time"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // The words of the link between a host and the broker: one WebSocket of JSON text frames, each a Message with exactly one
 // word set. The speaker is the connection's host and session, never a field. The protocol is level-triggered: a host says
@@ -105,7 +108,8 @@ type Holding struct {
 	Frozen bool   `json:"frozen,omitempty"`
 }
 
-// Answer says what should be, for Renew N: the host may act for its attempts until (its own send time of Renew N) + Term. Drop
+// Answer says what should be, for Renew N: the host holds those of its attempts that weren't let expire before until (its own send time of Renew N) +
+// Term; what it computes counts in any case while its chunk is open. Drop
 // names attempts that aren't the host's any more.
 type Answer struct {
 	N    int64        `json:"n"`
@@ -137,18 +141,22 @@ type Resume struct {
 // A host keeps a unit's /state at the broker by PUT /v1/link/states/{job}/{first}/{n}/{seq}/{root}?fuel=F with the bytes (a Checkpoint, at most
 // Limits.StateBytes) as the body, the session's bearer and its signature over StateBytes in the header Crowd-Signature (base64).
 // The answer is durable: 200 with {"answer": accepted | repeat}, or 409: the attempt isn't (any more) that host's to go on with, or seq isn't
-// the next.
+// higher than the last.
 
 // StateBytes is what a host signs for a checkpoint.
 func StateBytes(host HostID, r AttemptRef, seq int64, root Digest, fuel uint64) []byte {
-	b := append([]byte("crowd state 1\x00"), host[:]...)
-	b = append(b, r.Job[:]...)
-	for _, v := range []uint64{r.First, uint64(r.N), uint64(seq), fuel} {
-		for i := 7; i >= 0; i-- {
-			b = append(b, byte(v>>(8*i)))
-		}
+	return signed("crowd state 1", host, r.Job, root, r.First, uint64(r.N), uint64(seq), fuel)
+}
+
+// signed is a label, numbers and a digest in fixed widths, so that no two inputs give the same bytes.
+func signed(label string, host HostID, job JobID, d Digest, numbers ...uint64) []byte {
+	b := append([]byte(label), 0)
+	b = append(b, host[:]...)
+	b = append(b, job[:]...)
+	for _, v := range numbers {
+		b = binary.BigEndian.AppendUint64(b, v)
 	}
-	return append(b, root[:]...)
+	return append(b, d[:]...)
 }
 
 // StateAnswer is what became of a checkpoint.
@@ -189,14 +197,7 @@ type Report struct {
 
 // ReportBytes is what a host signs for a report.
 func ReportBytes(host HostID, r AttemptRef, digest Digest, fuel uint64) []byte {
-	b := append([]byte("crowd report 1\x00"), host[:]...)
-	b = append(b, r.Job[:]...)
-	for _, v := range []uint64{r.First, uint64(r.N), fuel} {
-		for i := 7; i >= 0; i-- {
-			b = append(b, byte(v>>(8*i)))
-		}
-	}
-	return append(b, digest[:]...)
+	return signed("crowd report 1", host, r.Job, digest, r.First, uint64(r.N), fuel)
 }
 
 // ReportAnswer is what became of a report.
