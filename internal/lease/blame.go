@@ -29,7 +29,7 @@ func Weigh(r crowd.Reason) Weight {
 // MayReturn reports whether a host may give r as the reason of a Return; another is taken as host.failed.
 func MayReturn(r crowd.Reason) bool {
 	switch r {
-	case crowd.OwnerPaused, crowd.OwnerLeft, crowd.OwnerSchedule, crowd.OwnerStopped, crowd.OwnerPolicy,
+	case crowd.OwnerPaused, crowd.OwnerLeft, crowd.OwnerSchedule, crowd.OwnerStopped, crowd.OwnerPolicy, crowd.OwnerSleep,
 		crowd.HostSmall, crowd.HostBusy, crowd.HostFailed, crowd.GuestTime:
 		return true
 	}

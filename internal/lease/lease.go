@@ -48,7 +48,7 @@ type Effect struct {
 	Drop    bool               // tell the host that it isn't its any more
 	Next    bool               // another attempt may start (beside it, if it is still leased)
 	Counts  bool               // its outcome votes from now on
-	Revisit bool               // its chunk's verdict is to be taken again without it, as a new version
+	Revisit bool               // if it counted: its chunk's verdict is to be taken again without it, as a new version
 }
 
 // Step is the table. It is total: every pair of state and event has its effect, and applying an event twice changes no more than once.

@@ -148,6 +148,11 @@ func TestWeigh(t *testing.T) {
 			t.Errorf("a host may accuse itself: %s", r)
 		}
 	}
+	for _, r := range []crowd.Reason{crowd.OwnerStopped, crowd.OwnerSleep} {
+		if !MayReturn(r) || Weigh(r) != Blameless {
+			t.Errorf("%s may be given as a reason: %v, it weighs %d", r, MayReturn(r), Weigh(r))
+		}
+	}
 	if Weigh(crowd.HostLost) != Loss || Weigh(crowd.HostFailed) != Failure || Weigh(crowd.GuestTime) != Failure || Weigh(crowd.HostCheated) != Fault {
 		t.Error("weights")
 	}
