@@ -44,6 +44,20 @@ func (s *Store) plan(op Op) (step, error) {
 		return func(w *writer) error { return w.setPaid(o.Attempt) }, nil
 	case Decide:
 		return planDecide(o)
+	case Reopen:
+		return func(w *writer) error { return w.reopen(o.Chunk) }, nil
+	case PutState:
+		return func(w *writer) error { return w.putState(o.State) }, nil
+	case PutRevisit:
+		return func(w *writer) error {
+			return w.ofJob(o.Job, "INSERT INTO revisits (job, host) VALUES (?, ?) ON CONFLICT DO NOTHING", o.Host[:])
+		}, nil
+	case DropRevisit:
+		return func(w *writer) error {
+			return w.ofJob(o.Job, "DELETE FROM revisits WHERE job = ? AND host = ?", o.Host[:])
+		}, nil
+	case DropStates:
+		return func(w *writer) error { return w.dropStates(o) }, nil
 	case Done:
 		return planDone(o)
 	case Post:
@@ -222,12 +236,7 @@ func planEvent(o AddEvent) (step, error) {
 		}
 		data = js
 	}
-	names := []string{e.Subject}
-	for _, n := range []string{e.Data.Job.String(), e.Data.Host.String()} {
-		if n != "" && n != e.Subject {
-			names = append(names, n)
-		}
-	}
+	names := namesOf(e)
 	return func(w *writer) error {
 		_, seq, err := w.change("INSERT INTO events (part, at, subject, account, actor, what, reason, text, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
 			partOf(e.Data.Job), nanos(e.At), e.Subject, idOrNull(e.Account), e.Actor, e.What, textOrNull(e.Reason), textOrNull(e.Text), data)

@@ -90,10 +90,10 @@ func planLease(o Lease) (step, error) {
 		if n == 0 {
 			return crowd.Errorf(crowd.Conflict, "", "chunk %d of job %s was cut with another size than %d", c.First, c.Job.Short(), c.Count)
 		}
-		_, _, err = w.change(`INSERT INTO attempts (job, first, n, host, owner, grp, seat, voter, state, reason, leased_at, ended_at, digest, body, fuel, paid)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?)`,
+		_, _, err = w.change(`INSERT INTO attempts (job, first, n, host, owner, grp, seat, voter, state, reason, leased_at, ended_at, digest, body, fuel, paid, lineage)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)`,
 			num, int64(a.First), int64(a.N), a.Host[:], a.Owner[:], textOrNull(a.Group), other, seat, state, textOrNull(a.Reason),
-			nanos(a.LeasedAt), nanos(a.EndedAt), digestOrNull(a.Digest), int64(a.Fuel), int64(a.Paid))
+			nanos(a.LeasedAt), nanos(a.EndedAt), digestOrNull(a.Digest), int64(a.Fuel), int64(a.Paid), int64(a.Lineage))
 		switch codeOf(err) {
 		case codeUnique:
 			return crowd.Errorf(crowd.Conflict, crowd.CustomerSelf, "chunk %d of job %s: an attempt of that owner's group lives or counts already", a.First, a.Job.Short())
@@ -171,7 +171,7 @@ func planDecide(o Decide) (step, error) {
 			return err
 		}
 		if n == 1 {
-			if c.Version == 1 { // a later version's units are in the map, or here, already
+			if c.Version == 1 { // a later version's units are in the map, or here, already: Reopen leaves them, an open chunk's aren't read
 				_, _, err = w.change("INSERT INTO job_since (job, first, count) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", num, int64(c.First), int64(c.Count))
 			}
 			return err

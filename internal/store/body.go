@@ -209,7 +209,7 @@ func (ls *logs) flush() error {
 	return nil
 }
 
-// sync brings what was flushed to the disk, several logs at a time. If it fails, nobody knows what the disk has.
+// sync brings what was flushed to the disk, several logs at a time. If it fails, nobody knows what the disk has of it: distrust.
 func (ls *logs) sync() error {
 	if len(ls.touched) == 0 {
 		return nil
@@ -260,6 +260,21 @@ func (ls *logs) rollback() {
 	ls.touched = ls.touched[:0]
 }
 
+// distrust follows a sync that failed: what was added since the last commit is cut off, and the file is opened anew for the next, so that nothing
+// that the system may hold for written is taken for it.
+func (ls *logs) distrust() {
+	for _, l := range ls.touched {
+		_ = l.f.Truncate(l.start) // else the next one overwrites it
+		_ = l.f.Close()
+	}
+	for id, l := range ls.open {
+		if l.touched {
+			delete(ls.open, id)
+		}
+	}
+	ls.touched = ls.touched[:0]
+}
+
 func (ls *logs) close() {
 	for _, l := range ls.open {
 		_ = l.f.Close()
@@ -268,9 +283,13 @@ func (ls *logs) close() {
 
 // Body reads an outcome's body and checks that it is the one named: NotFound, or Internal if it was damaged.
 func (s *Store) Body(ctx context.Context, job crowd.JobID, d crowd.Digest) ([]byte, error) {
+	return s.body(ctx, s.query, job, d)
+}
+
+func (s *Store) body(ctx context.Context, db querier, job crowd.JobID, d crowd.Digest) ([]byte, error) {
 	var b bodyRow
 	found := false
-	err := s.each(ctx, func(scan func(...any) error) error {
+	err := each(ctx, db, func(scan func(...any) error) error {
 		var r bodyRow
 		if err := scan(&r.digest, &r.size, &r.codec, &r.off, &r.stored, &r.data, &r.inline); err != nil {
 			return err

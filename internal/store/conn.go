@@ -154,7 +154,7 @@ func wrap(doing string, err error) error {
 	case errors.As(err, &e):
 		return err
 	case codeOf(err)&0xff == codeFull, errors.Is(err, syscall.ENOSPC):
-		return crowd.Errorf(crowd.Exhausted, "", "store: %s: the disk is full: %w", doing, err).WithHint("free some space on the broker's disk")
+		return crowd.Errorf(crowd.Exhausted, crowd.BrokerDisk, "store: %s: the disk is full: %w", doing, err).WithHint("free some space on the broker's disk")
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return crowd.Errorf(crowd.Unavailable, "", "store: %s: %w", doing, err)
 	}

@@ -83,6 +83,28 @@ type Decide struct {
 	Body  crowd.Digest // the agreed outcome's stored body
 }
 
+// Reopen takes a chunk's verdict back: it is open again, its version stays, so that the next verdict is a higher one. Not decided, or with another
+// version than the chunk's: Conflict.
+type Reopen struct{ Chunk crowd.Chunk }
+
+// PutState records a checkpoint in place of its lineage's last. Its attempt must be leased (a leased one of that lineage): Conflict; so must Seq be
+// higher: Conflict. The same Seq and Root again: no change.
+type PutState struct{ State crowd.UnitState }
+
+// PutRevisit notes that the verdicts of a job that rest on a host's word are to be taken back; DropRevisit that it is done.
+type PutRevisit struct {
+	Job  crowd.JobID
+	Host crowd.HostID
+}
+type DropRevisit PutRevisit
+
+// DropStates forgets a chunk's checkpoints, or those of one lineage (not 0).
+type DropStates struct {
+	Job     crowd.JobID
+	First   uint64
+	Lineage int
+}
+
 // Done saves a job's run-length map of decided units; see the package comment. Runs may hold only units whose Decide was applied. The stored map
 // becomes the union of itself and Runs, so that saving an old map after a newer one does no harm. Runs out of order: Internal.
 type Done struct {
@@ -122,25 +144,30 @@ type PutBody struct {
 	Body   []byte
 }
 
-func (PutAccount) op() {}
-func (PutKey) op()     {}
-func (DeleteKey) op()  {}
-func (Spend) op()      {}
-func (PutToken) op()   {}
-func (UseToken) op()   {}
-func (PutHost) op()    {}
-func (PutSession) op() {}
-func (PutProgram) op() {}
-func (PutBlob) op()    {}
-func (AddJob) op()     {}
-func (SetJob) op()     {}
-func (Lease) op()      {}
-func (End) op()        {}
-func (SetPaid) op()    {}
-func (Decide) op()     {}
-func (Done) op()       {}
-func (Post) op()       {}
-func (AddEvent) op()   {}
-func (PutIdem) op()    {}
-func (PutQuote) op()   {}
-func (PutBody) op()    {}
+func (PutAccount) op()  {}
+func (PutKey) op()      {}
+func (DeleteKey) op()   {}
+func (Spend) op()       {}
+func (PutToken) op()    {}
+func (UseToken) op()    {}
+func (PutHost) op()     {}
+func (PutSession) op()  {}
+func (PutProgram) op()  {}
+func (PutBlob) op()     {}
+func (AddJob) op()      {}
+func (SetJob) op()      {}
+func (Lease) op()       {}
+func (End) op()         {}
+func (SetPaid) op()     {}
+func (Decide) op()      {}
+func (Reopen) op()      {}
+func (PutState) op()    {}
+func (DropStates) op()  {}
+func (PutRevisit) op()  {}
+func (DropRevisit) op() {}
+func (Done) op()        {}
+func (Post) op()        {}
+func (AddEvent) op()    {}
+func (PutIdem) op()     {}
+func (PutQuote) op()    {}
+func (PutBody) op()     {}

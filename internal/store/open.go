@@ -16,6 +16,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 )
 
 //go:embed migrations/*.sql
@@ -165,6 +166,10 @@ func migrate(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.Up(ctx)
-	return err
+	crash.Point("migrate.before")
+	if _, err = p.Up(ctx); err != nil {
+		return err
+	}
+	crash.Point("migrate.after")
+	return nil
 }

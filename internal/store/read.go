@@ -179,6 +179,12 @@ func (s *Store) HasBlob(ctx context.Context, account crowd.AccountID, d crowd.Di
 	return has, err
 }
 
+// OwnedBlob reports whether any account uploaded the content.
+func (s *Store) OwnedBlob(ctx context.Context, d crowd.Digest) (has bool, err error) {
+	err = s.first(ctx, "blob", []any{&has}, "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?)", d[:])
+	return has, err
+}
+
 // BlobBytes is what the account's blobs count together.
 func (s *Store) BlobBytes(ctx context.Context, account crowd.AccountID) (n int64, err error) {
 	err = s.first(ctx, "blobs", []any{&n}, "SELECT coalesce((SELECT bytes FROM blob_sums WHERE account = ?), 0)", account[:])

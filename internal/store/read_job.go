@@ -91,8 +91,19 @@ func limitOr(limit, otherwise int) int64 {
 }
 
 // JobProgress reads what a broker needs to go on with a job: the saved map, completed by the chunks decided since, without the chunks that are
-// open; and those. NotFound: no such job. It doesn't read the decided chunks that the map holds.
-func (s *Store) JobProgress(ctx context.Context, job crowd.JobID) (p Progress, err error) {
+// open; and those. NotFound: no such job. It doesn't read the decided chunks that the map holds, unless the saved map is damaged: then it is
+// rebuilt from them.
+func (s *Store) JobProgress(ctx context.Context, job crowd.JobID) (Progress, error) {
+	p, err := s.jobProgress(ctx, job)
+	if errors.Is(err, errRuns) {
+		if err = s.RebuildDone(ctx, job); err == nil {
+			p, err = s.jobProgress(ctx, job)
+		}
+	}
+	return p, err
+}
+
+func (s *Store) jobProgress(ctx context.Context, job crowd.JobID) (p Progress, err error) {
 	tx, err := s.rd.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return p, wrap("read progress", err)
@@ -123,6 +134,9 @@ func (p *Progress) read(ctx context.Context, tx *sql.Tx, job crowd.JobID, num in
 	runs, err := unpackRuns(packed)
 	if err != nil {
 		return err
+	}
+	if checkRuns(runs, uint64(next)) != nil {
+		return errRuns
 	}
 	var since []Run
 	err = each(ctx, tx, func(scan func(...any) error) error {
@@ -161,7 +175,20 @@ func (p *Progress) read(ctx context.Context, tx *sql.Tx, job crowd.JobID, num in
 	}, attemptColumns+`FROM chunks c INDEXED BY chunks_open CROSS JOIN attempts a ON a.job = c.job AND a.first = c.first
 		WHERE c.job = ? AND c.state = 0 ORDER BY c.first, a.n`, num)
 	p.Runs = subtract(union(runs, since), open)
-	return err
+	if err != nil || len(p.Open) == 0 {
+		return err
+	}
+	at = 0
+	return each(ctx, tx, func(scan func(...any) error) error {
+		u, err := scanState(job, scan)
+		for at < len(p.Open) && p.Open[at].Chunk.First < u.First {
+			at++
+		}
+		if err == nil && at < len(p.Open) && p.Open[at].Chunk.First == u.First {
+			p.Open[at].States = append(p.Open[at].States, u)
+		}
+		return err
+	}, stateColumns+"WHERE job = ? ORDER BY first, lineage", num)
 }
 
 const chunkColumns = "SELECT first, count, need, state, version, digest, body, failed, decided "
@@ -208,12 +235,12 @@ func (s *Store) ChunkOf(ctx context.Context, job crowd.JobID, unit uint64) (row 
 	return row, wrap("read chunk", err)
 }
 
-const attemptColumns = "SELECT a.first, a.n, a.host, a.owner, a.grp, a.state, a.reason, a.leased_at, a.ended_at, a.digest, a.fuel, a.paid "
+const attemptColumns = "SELECT a.first, a.n, a.host, a.owner, a.grp, a.state, a.reason, a.leased_at, a.ended_at, a.digest, a.fuel, a.paid, a.lineage, a.voter IS NOT NULL "
 
 func scanAttempt(job crowd.JobID, scan func(...any) error) (a crowd.Attempt, err error) {
 	var first, state, leased, ended, fuel, paid int64
 	var host, owner, digest, grp, reason sql.RawBytes
-	if err = scan(&first, &a.N, &host, &owner, &grp, &state, &reason, &leased, &ended, &digest, &fuel, &paid); err != nil {
+	if err = scan(&first, &a.N, &host, &owner, &grp, &state, &reason, &leased, &ended, &digest, &fuel, &paid, &a.Lineage, &a.Counts); err != nil {
 		return a, err
 	}
 	a.Job, a.First, a.State = job, uint64(first), stateOf(attemptStates, state)

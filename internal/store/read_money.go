@@ -121,21 +121,25 @@ func (s *Store) Events(ctx context.Context, f EventFilter) (all []crowd.Event, e
 	}
 	args = append(args, limitOr(f.Limit, 100))
 	err = s.each(ctx, func(scan func(...any) error) error {
-		var e crowd.Event
-		var at int64
-		var account, reason, text, data sql.RawBytes
-		if err := scan(&e.Seq, &at, &e.Subject, &account, &e.Actor, &e.What, &reason, &text, &data); err != nil {
-			return err
-		}
-		e.At, e.Reason, e.Text = instant(at), crowd.Reason(reason), string(text)
-		copy(e.Account[:], account)
-		if data != nil {
-			if err := unmarshal(string(data), &e.Data); err != nil {
-				return err
-			}
-		}
+		e, err := scanEvent(scan)
 		all = append(all, e)
-		return nil
-	}, "SELECT e.seq, e.at, e.subject, e.account, e.actor, e.what, e.reason, e.text, e.data "+q+" ORDER BY "+order+" LIMIT ?", args...)
+		return err
+	}, eventColumns+q+" ORDER BY "+order+" LIMIT ?", args...)
 	return all, wrap("read events", err)
+}
+
+const eventColumns = "SELECT e.seq, e.at, e.subject, e.account, e.actor, e.what, e.reason, e.text, e.data "
+
+func scanEvent(scan func(...any) error) (e crowd.Event, err error) {
+	var at int64
+	var account, reason, text, data sql.RawBytes
+	if err = scan(&e.Seq, &at, &e.Subject, &account, &e.Actor, &e.What, &reason, &text, &data); err != nil {
+		return e, err
+	}
+	e.At, e.Reason, e.Text = instant(at), crowd.Reason(reason), string(text)
+	copy(e.Account[:], account)
+	if data != nil {
+		err = unmarshal(string(data), &e.Data)
+	}
+	return e, err
 }

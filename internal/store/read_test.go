@@ -64,6 +64,7 @@ func TestNouns(t *testing.T) {
 		PutBody{job.ID, digest.Of(nil), nil}, AddEvent{event}, AddEvent{bare}, lease(job.ID, 0, 64, 0)))
 	a.State, a.Reason, a.EndedAt, a.Digest, a.Fuel, a.Paid = crowd.AttemptReported, crowd.GuestTrap, later, dec.Chunk.Digest, 1<<63, 9
 	job.State, job.Reason, job.Ended, job.Paid, job.Version = crowd.JobDone, crowd.BrokerLosses, later, 5, 3
+	a.Counts = true
 	must(t, s.Apply(ctx, End{a, true, dec.Body}, dec, SetJob{job}))
 	key.Spent, token.UsedAt = 10, t0
 

@@ -33,6 +33,8 @@ func packRuns(runs []Run) []byte {
 	return b
 }
 
+var errRuns = crowd.Errorf(crowd.Internal, "", "store: a job's decided units are not as they were written")
+
 func unpackRuns(b []byte) ([]Run, error) {
 	var runs []Run
 	var at uint64
@@ -40,7 +42,7 @@ func unpackRuns(b []byte) ([]Run, error) {
 		gap, n := binary.Uvarint(b)
 		count, m := binary.Uvarint(b[max(n, 0):])
 		if n <= 0 || m <= 0 {
-			return nil, crowd.Errorf(crowd.Internal, "", "store: a job's decided units are not as they were written")
+			return nil, errRuns
 		}
 		b = b[n+m:]
 		runs = append(runs, Run{at + gap, count})

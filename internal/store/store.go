@@ -31,6 +31,7 @@ type Progress struct {
 type OpenChunk struct {
 	Chunk    crowd.Chunk
 	Attempts []crowd.Attempt
+	States   []crowd.UnitState // by lineage
 }
 
 // JobFilter selects jobs; zero fields select all. Newest first.

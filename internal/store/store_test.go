@@ -20,7 +20,7 @@ func TestOpen(t *testing.T) {
 	dir := t.TempDir() + "/a b%20c?#" // a path that is awkward in a URI
 	s := open(t, dir)
 	m := must1(s.Meta(ctx))(t)
-	if m.Incarnation != 1 || m.Schema != 1 || m.BrokerKey != nil {
+	if m.Incarnation != 1 || m.Schema < 2 || m.BrokerKey != nil {
 		t.Fatalf("fresh store: %+v", m)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "crowd.db")); err != nil {
@@ -131,8 +131,21 @@ func TestConditions(t *testing.T) {
 		{"end void after report", crowd.OK, "", []Op{end(first.Attempt, crowd.AttemptReported, true), end(first.Attempt, crowd.AttemptVoid, false)}},
 		{"decide", crowd.OK, "", []Op{decided(chunk(job.ID, 0, 10), 1)}},
 		{"decide twice", crowd.Conflict, "", []Op{decided(chunk(job.ID, 0, 10), 1), decided(chunk(job.ID, 0, 10), 1)}},
-		{"decide anew", crowd.OK, "", []Op{decided(chunk(job.ID, 100, 10), 2)}},
-		{"decide skipping a version", crowd.Conflict, "", []Op{decided(chunk(job.ID, 100, 10), 3)}},
+		{"decide anew without taking back", crowd.Conflict, "", []Op{decided(chunk(job.ID, 100, 10), 2)}},
+		{"decide anew", crowd.OK, "", []Op{Reopen{decided(chunk(job.ID, 100, 10), 1).Chunk}, decided(chunk(job.ID, 100, 10), 2)}},
+		{"decide skipping a version", crowd.Conflict, "", []Op{Reopen{decided(chunk(job.ID, 100, 10), 1).Chunk}, decided(chunk(job.ID, 100, 10), 3)}},
+		{"decide the old version", crowd.Conflict, "", []Op{Reopen{decided(chunk(job.ID, 100, 10), 1).Chunk}, decided(chunk(job.ID, 100, 10), 1)}},
+		{"take back another version", crowd.Conflict, "", []Op{Reopen{decided(chunk(job.ID, 100, 10), 2).Chunk}}},
+		{"take back twice", crowd.Conflict, "", []Op{Reopen{decided(chunk(job.ID, 100, 10), 1).Chunk}, Reopen{decided(chunk(job.ID, 100, 10), 1).Chunk}}},
+		{"take back what is open", crowd.Conflict, "", []Op{Reopen{chunk(job.ID, 0, 10)}}},
+		{"checkpoint", crowd.OK, "", []Op{state(first.Attempt, 1, 7)}},
+		{"checkpoint again", crowd.OK, "", []Op{state(first.Attempt, 1, 7), state(first.Attempt, 1, 7), state(first.Attempt, 2, 8)}},
+		{"checkpoint of the same number", crowd.Conflict, "", []Op{state(first.Attempt, 1, 7), state(first.Attempt, 1, 8)}},
+		{"checkpoint beyond the next", crowd.OK, "", []Op{state(first.Attempt, 2, 7), state(first.Attempt, 9, 8)}},
+		{"checkpoint before the last", crowd.Conflict, "", []Op{state(first.Attempt, 1, 7), state(first.Attempt, 2, 8), state(first.Attempt, 1, 7)}},
+		{"checkpoint of an expired attempt", crowd.Conflict, "", []Op{end(first.Attempt, crowd.AttemptExpired, false), state(first.Attempt, 1, 7)}},
+		{"checkpoint of another lineage", crowd.Conflict, "", []Op{PutState{crowd.UnitState{AttemptRef: first.Attempt.Ref(), Lineage: 3, Seq: 1, Root: digest.Of(nil)}}}},
+		{"checkpoint of no attempt", crowd.Conflict, "", []Op{state(attempt(job.ID, 0, 7, owner), 1, 7)}},
 		{"decide of no chunk", crowd.NotFound, "", []Op{decided(chunk(job.ID, 50, 10), 1)}},
 		{"decide another size", crowd.Conflict, "", []Op{decided(chunk(job.ID, 0, 9), 1)}},
 		{"done", crowd.OK, "", []Op{Done{job.ID, 110, []Run{{100, 10}}}}},
@@ -167,6 +180,33 @@ func TestConditions(t *testing.T) {
 				t.Errorf("a refused list changed\n%s\nto\n%s", before, after)
 			}
 		})
+	}
+}
+
+// state is checkpoint seq of an attempt that began by itself.
+func state(a crowd.Attempt, seq int64, content byte) PutState {
+	return PutState{crowd.UnitState{AttemptRef: a.Ref(), Lineage: a.Line(), Seq: seq, Root: digest.Of([]byte{content}), Size: 1, At: t0}}
+}
+
+// A chunk whose verdict was taken back is open at the next start, though the job's map holds it; decided anew, it is decided.
+func TestReopen(t *testing.T) {
+	s := open(t, t.TempDir())
+	job := addJob(t, s, "again")
+	c, l := chunk(job.ID, 0, 10), lease(job.ID, 0, 10, 1)
+	must(t, s.Apply(ctx, l, decided(c, 1), Done{job.ID, 10, []Run{{0, 10}}}))
+	must(t, s.Apply(ctx, Reopen{decided(c, 1).Chunk}))
+	must(t, s.Apply(ctx, Done{job.ID, 10, []Run{{0, 10}}})) // saved before, committed after
+	next := lease(job.ID, 0, 10, 2)
+	next.Chunk.Version, next.Attempt.Lineage = 1, 1
+	must(t, s.Apply(ctx, next, PutState{crowd.UnitState{AttemptRef: next.Attempt.Ref(), Lineage: 1, Seq: 1, Root: digest.Of(nil), Fuel: 5, At: t0}}))
+	p := must1(s.JobProgress(ctx, job.ID))(t)
+	if len(p.Runs) != 0 || len(p.Open) != 1 || p.Open[0].Chunk.Version != 1 || len(p.Open[0].Attempts) != 2 || p.Open[0].Attempts[1].Line() != 1 ||
+		len(p.Open[0].States) != 1 || p.Open[0].States[0].N != 2 || p.Open[0].States[0].Fuel != 5 {
+		t.Fatalf("after it was taken back: %+v", p)
+	}
+	must(t, s.Apply(ctx, decided(c, 2), DropStates{Job: job.ID, First: 0}))
+	if p := must1(s.JobProgress(ctx, job.ID))(t); len(p.Open) != 0 || len(p.Runs) != 1 || p.Runs[0] != (Run{0, 10}) {
+		t.Errorf("decided anew: %+v", p)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 )
 
 // Group commit: how much one transaction takes.
@@ -136,7 +137,6 @@ type writer struct {
 	dirty   []*book // to be written before the commit
 	undo    []undo  // of this transaction's postings
 	changed bool    // the list at hand has changed something
-	broken  error   // a body log couldn't be synced: nothing can be promised any more
 	commits int64   // made
 	again   int64   // batches that were made a second time
 }
@@ -164,14 +164,11 @@ func (w *writer) commit(batch []*list) {
 		return
 	}
 	errs := make([]error, len(live))
-	err := w.broken
-	if err == nil {
-		err = w.transact(live, errs, false)
-		if errors.Is(err, errAgain) {
-			w.again++
-			clear(errs)
-			err = w.transact(live, errs, true)
-		}
+	err := w.transact(live, errs, false)
+	if errors.Is(err, errAgain) {
+		w.again++
+		clear(errs)
+		err = w.transact(live, errs, true)
 	}
 	for i, l := range live {
 		if errs[i] == nil {
@@ -188,6 +185,7 @@ func (w *writer) transact(lists []*list, errs []error, savepoints bool) (err err
 	if _, _, err = w.exec("BEGIN IMMEDIATE"); err != nil {
 		return wrap("begin", err)
 	}
+	crash.Point("store.begin")
 	defer func() {
 		if err != nil {
 			_, _, _ = w.exec("ROLLBACK")
@@ -236,13 +234,16 @@ func (w *writer) transact(lists []*list, errs []error, savepoints bool) (err err
 	if err = w.logs.flush(); err != nil {
 		return wrap("body log", err)
 	}
+	crash.Point("store.body.before")
 	if err = w.logs.sync(); err != nil {
-		w.broken = crowd.Errorf(crowd.Internal, "", "store: a body log can't be written; restart the broker: %w", err)
-		return w.broken
+		w.logs.distrust()
+		return wrap("body log", err)
 	}
+	crash.Point("store.body.after")
 	if _, _, err = w.exec("COMMIT"); err != nil {
 		return wrap("commit", err)
 	}
+	crash.Point("store.commit.after")
 	w.commits++
 	w.logs.committed()
 	if len(w.jobs) > 1<<16 {
