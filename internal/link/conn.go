@@ -30,7 +30,7 @@ type Conn struct {
 	raw   net.Conn // for deadlines
 	peer  Side
 	quiet time.Duration
-	rate  bucket // Receive's; for hosts' words
+	rate  *bucket // Receive's; for hosts' words
 
 	mu      sync.Mutex
 	queue   [][]byte
@@ -44,7 +44,7 @@ type Conn struct {
 
 func newConn(ws *websocket.Conn, raw net.Conn, peer Side) *Conn {
 	ws.SetReadLimit(-1) // read has its own, so that the other end is told why
-	return &Conn{ws: ws, raw: raw, peer: peer, quiet: quietMost, done: make(chan struct{})}
+	return &Conn{ws: ws, raw: raw, peer: peer, quiet: quietMost, rate: &bucket{}, done: make(chan struct{})}
 }
 
 // Send puts a message into the queue and returns at once. An error means that it will never arrive and that the connection is
@@ -123,8 +123,9 @@ func (c *Conn) Receive(ctx context.Context) (*crowd.Message, error) {
 		c.abort(c.lostPeer(err))
 		return nil, c.Err()
 	}
-	if c.peer == HostSide && !c.rate.take(time.Now()) {
-		return nil, c.fail(crowd.Errorf(crowd.Exhausted, crowd.BrokerRate, "more than %v messages a second", crowd.Limits.MessagesPerSecond))
+	if c.peer == HostSide && !c.rate.take(time.Now(), messageCost(b.Len())) {
+		return nil, c.fail(crowd.Errorf(crowd.Exhausted, crowd.BrokerRate, "more than %v messages a second, each %d KiB of one counting as another",
+			crowd.Limits.MessagesPerSecond, costBytes>>10))
 	}
 	m, err := Decode(b.Bytes(), c.peer)
 	putBuffer(b)
@@ -272,20 +273,43 @@ func (c *Conn) lostPeer(err error) error {
 	return crowd.Errorf(crowd.Unavailable, reason, "connection to %s lost: %w", who, err)
 }
 
+// What takes how many tokens of a host's bucket: large messages and dials cost the broker more than a word does.
+const (
+	costBytes = 8 << 10
+	dialCost  = 40
+)
+
+func messageCost(bytes int) float64 { return float64(1 + bytes/costBytes) }
+
 // bucket holds tokens for messages; the zero bucket is full.
 type bucket struct {
+	mu   sync.Mutex
 	used float64
 	at   time.Time
 }
 
-func (b *bucket) take(now time.Time) bool {
+func (b *bucket) take(now time.Time, cost float64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fill(now)
+	if b.used+cost > crowd.Limits.MessageBurst {
+		return false
+	}
+	b.used += cost
+	return true
+}
+
+// fill needs b.mu.
+func (b *bucket) fill(now time.Time) {
 	if !b.at.IsZero() {
 		b.used = max(0, b.used-now.Sub(b.at).Seconds()*crowd.Limits.MessagesPerSecond)
 	}
 	b.at = now
-	if b.used+1 > crowd.Limits.MessageBurst {
-		return false
-	}
-	b.used++
-	return true
+}
+
+func (b *bucket) full(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fill(now)
+	return b.used == 0
 }

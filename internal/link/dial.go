@@ -32,6 +32,11 @@ type DialOptions struct {
 	Host       crowd.HostID
 	Session    crowd.SessionID
 	DialNumber int64 // +1 for each connection of the session, from 1
+	// Seen is told the broker's incarnation once the broker has proven its key; its error ends the dial. nil: any will do. The proof doesn't
+	// cover the number: nobody but the broker can change it on a channel whose key is pinned.
+	Seen func(incarnation int64) error
+
+	versions []int // tests; nil: crowd.ProtocolVersions
 }
 
 // Dial connects and goes through the handshake; ctx bounds that only, as does Limits.HelloWait twice. What the broker refuses is a

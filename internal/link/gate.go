@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,41 +38,112 @@ func Network(addr string) string {
 	return p.String()
 }
 
-// Gate counts the connections of each network that haven't proven themselves yet. The zero Gate is ready; a nil one lets all in.
+// Gate bounds what strangers and hosts can do over all their connections: how many of a network may wait to prove themselves, and what a host may
+// say and how often it may dial, whichever connection it uses. The zero Gate is ready; a nil one lets all in.
 type Gate struct {
-	mu  sync.Mutex
-	net map[string]int
+	mu    sync.Mutex
+	net   map[string][]*unproven // oldest first
+	hosts map[crowd.HostID]*bucket
+	swept int // hosts that were left by the last sweep
 }
 
-// enter returns how to leave, or Exhausted if Limits.UnprovenPerNet of that network are in.
-func (g *Gate) enter(network string) (leave func(), err error) {
+// unproven is a connection that hasn't proven itself.
+type unproven struct {
+	since time.Time
+	conn  *Conn // nil: no WebSocket yet
+	gone  bool  // it made room
+}
+
+// crowded is how old (for a Door: how long silent) a connection must be to make room for another one of its network: who is honest has proven itself
+// by then.
+var crowded = 250 * time.Millisecond
+
+// enter returns how to leave. If Limits.UnprovenPerNet of that network are in, the oldest makes room; Exhausted if even that came just now.
+func (g *Gate) enter(network string) (u *unproven, leave func(), err error) {
 	if g == nil {
-		return func() {}, nil
+		return nil, func() {}, nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.net == nil {
-		g.net = map[string]int{}
+		g.net = map[string][]*unproven{}
 	}
-	if g.net[network] >= crowd.Limits.UnprovenPerNet {
-		return nil, crowd.Errorf(crowd.Exhausted, crowd.BrokerRate, "too many connections from %s at once", network)
+	in := g.net[network]
+	if len(in) > 0 && len(in) >= crowd.Limits.UnprovenPerNet {
+		oldest := in[0]
+		if time.Since(oldest.since) < crowded {
+			return nil, nil, tooMany(network)
+		}
+		oldest.gone = true
+		if oldest.conn != nil {
+			oldest.conn.Close(Problem(tooMany(network)))
+		}
+		in = in[1:]
 	}
-	g.net[network]++
-	return func() {
+	u = &unproven{since: time.Now()}
+	g.net[network] = append(in, u)
+	return u, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if g.net[network]--; g.net[network] <= 0 {
+		if g.net[network] = slices.DeleteFunc(g.net[network], func(x *unproven) bool { return x == u }); len(g.net[network]) == 0 {
 			delete(g.net, network)
 		}
 	}, nil
 }
 
-// under is the TCP connection below TLS, if there is any.
-func under(c net.Conn) net.Conn {
-	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
-		return t.NetConn()
+// opened notes the WebSocket of a connection that entered; an error: it has made room already.
+func (g *Gate) opened(u *unproven, c *Conn, network string) error {
+	if g == nil {
+		return nil
 	}
-	return c
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	u.conn = c
+	if u.gone {
+		return tooMany(network)
+	}
+	return nil
+}
+
+func tooMany(network string) *crowd.Error {
+	return crowd.Errorf(crowd.Exhausted, crowd.BrokerRate, "too many connections from %s at once that don't prove themselves", network)
+}
+
+// bucket is what a host may still say: one for all its connections, or dialling again would fill it.
+func (g *Gate) bucket(h crowd.HostID) *bucket {
+	if g == nil {
+		return &bucket{}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.hosts == nil {
+		g.hosts = map[crowd.HostID]*bucket{}
+	}
+	if len(g.hosts) > 2*g.swept+1000 {
+		for id, b := range g.hosts {
+			if b.full(time.Now()) {
+				delete(g.hosts, id)
+			}
+		}
+		g.swept = len(g.hosts)
+	}
+	b := g.hosts[h]
+	if b == nil {
+		b = &bucket{}
+		g.hosts[h] = b
+	}
+	return b
+}
+
+// under is the TCP connection below TLS and a Door, if there are any.
+func under(c net.Conn) net.Conn {
+	for {
+		t, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = t.NetConn()
+	}
 }
 
 const (

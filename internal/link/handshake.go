@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
 	"time"
@@ -31,8 +32,10 @@ type AcceptOptions struct {
 	// Admit is asked after the host has proven itself and says what it is welcomed with (Version, Term and Proof are filled in), or
 	// why not: the host is told. It may close an older connection of the session.
 	Admit func(ctx context.Context, h *crowd.Hello, unbound bool) (crowd.Welcome, error)
-	// Gate bounds connections that haven't proven themselves; share one among all. nil: no bound.
+	// Gate bounds connections that haven't proven themselves and what each host says; share one among all. nil: no bound.
 	Gate *Gate
+
+	versions []int // tests; nil: crowd.ProtocolVersions
 }
 
 // Accept takes a host's connection through the handshake: a challenge, the host's proof that it holds its key on this very TLS
@@ -43,9 +46,11 @@ func Accept(w http.ResponseWriter, r *http.Request, o AcceptOptions) (*Conn, *cr
 		http.Error(w, "no browsers here yet", http.StatusForbidden)
 		return nil, nil, crowd.Errorf(crowd.Denied, crowd.BrokerNotBuilt, "a browser from %q", r.Header.Get("Origin"))
 	}
-	leave, err := o.Gate.enter(Network(r.RemoteAddr))
+	network := Network(r.RemoteAddr)
+	in, leave, err := o.Gate.enter(network)
 	if err != nil {
 		w.Header().Set("Retry-After", "5")
+		w.Header().Set("Connection", "close") // it isn't kept for the next request
 		http.Error(w, err.Error(), http.StatusTooManyRequests)
 		return nil, nil, err
 	}
@@ -62,10 +67,17 @@ func Accept(w http.ResponseWriter, r *http.Request, o AcceptOptions) (*Conn, *cr
 	}
 	c := newConn(ws, sw.conn, HostSide)
 	_ = c.raw.SetDeadline(time.Now().Add(crowd.Limits.HelloWait))
+	if err := o.Gate.opened(in, c, network); err != nil {
+		return nil, nil, c.refuse(err)
+	}
 	h, err := c.greet(r.Context(), &o, exporter)
+	if err == nil {
+		err = c.Err() // it made room in the last moment
+	}
 	if err != nil {
 		return nil, nil, c.refuse(err)
 	}
+	proven(c.raw)
 	_ = c.raw.SetDeadline(time.Time{})
 	return c, h, nil
 }
@@ -84,9 +96,9 @@ func (c *Conn) greet(ctx context.Context, o *AcceptOptions, exporter []byte) (*c
 	if h == nil || len(h.Nonce) != nonceBytes || len(h.Proof) != ed25519.SignatureSize || h.Host.IsZero() || h.Session.IsZero() || h.Dial < 1 {
 		return nil, crowd.Errorf(crowd.Invalid, "", "wanted a hello")
 	}
-	version := Version(h)
+	version := highest(spoken(o.versions), h.Versions)
 	if version == 0 {
-		return nil, crowd.Errorf(crowd.Invalid, "", "this broker speaks versions %v of the link, the agent %v", crowd.ProtocolVersions, clip(h.Versions)).
+		return nil, crowd.Errorf(crowd.Invalid, "", "this broker speaks versions %v of the link, the agent %v", spoken(o.versions), clip(h.Versions)).
 			WithHint("update the agent, or the broker")
 	}
 	if h.Unbound != (exporter == nil) {
@@ -100,6 +112,10 @@ func (c *Conn) greet(ctx context.Context, o *AcceptOptions, exporter []byte) (*c
 	if len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, crowd.ProofBytes(hostLabel, h, ch, exporter), h.Proof) {
 		return nil, crowd.Errorf(crowd.Denied, "", "the proof isn't that of %s on this connection", h.Host.Short()).
 			WithHint("another key, or something between agent and broker; join again if the agent's key file was lost")
+	}
+	c.rate = o.Gate.bucket(h.Host)
+	if !c.rate.take(time.Now(), dialCost) {
+		return nil, crowd.Errorf(crowd.Exhausted, crowd.BrokerRate, "%s dials or speaks too often", h.Host.Short()).WithHint("wait a few seconds")
 	}
 	w, err := o.Admit(ctx, h, h.Unbound)
 	if err != nil {
@@ -116,6 +132,12 @@ func (c *Conn) greet(ctx context.Context, o *AcceptOptions, exporter []byte) (*c
 // refuse tells the other end, if it was a crowd.Error that it should know, and closes.
 func (c *Conn) refuse(err error) error {
 	var e *crowd.Error
+	var ne net.Error
+	if why := c.Err(); why != nil { // closed from elsewhere: that is why
+		err = why
+	} else if errors.As(err, &ne) && ne.Timeout() {
+		err = crowd.Errorf(crowd.Unavailable, crowd.NetworkHost, "it was silent for %v instead of proving itself", crowd.Limits.HelloWait)
+	}
 	if errors.As(err, &e) {
 		p := Problem(e)
 		if e.Kind == crowd.Internal {
@@ -144,7 +166,7 @@ func (c *Conn) answer(o *DialOptions, exporter []byte) (*crowd.Welcome, error) {
 		return nil, err
 	}
 	h := &crowd.Hello{
-		Host: o.Host, Session: o.Session, Dial: o.DialNumber, Nonce: nonce(), Versions: crowd.ProtocolVersions, Unbound: exporter == nil,
+		Host: o.Host, Session: o.Session, Dial: o.DialNumber, Nonce: nonce(), Versions: spoken(o.versions), Unbound: exporter == nil,
 	}
 	h.Proof = ed25519.Sign(o.Key, crowd.ProofBytes(hostLabel, h, ch, exporter))
 	if err := c.say(&crowd.Message{Hello: h}); err != nil {
@@ -154,12 +176,17 @@ func (c *Conn) answer(o *DialOptions, exporter []byte) (*crowd.Welcome, error) {
 		return nil, err
 	}
 	w := m.Welcome
-	if w == nil || !slices.Contains(crowd.ProtocolVersions, w.Version) || w.Term <= 0 {
+	if w == nil || !slices.Contains(spoken(o.versions), w.Version) || w.Term <= 0 {
 		return nil, crowd.Errorf(crowd.Invalid, "", "wanted a welcome")
 	}
 	if !ed25519.Verify(ch.BrokerKey, crowd.ProofBytes(brokerLabel, h, ch, exporter), w.Proof) {
 		return nil, crowd.Errorf(crowd.Denied, crowd.BrokerKey, "the broker didn't prove its key on this connection").
 			WithHint("something between agent and broker?")
+	}
+	if o.Seen != nil {
+		if err := o.Seen(ch.Incarnation); err != nil {
+			return nil, err
+		}
 	}
 	return w, nil
 }
@@ -208,13 +235,22 @@ func nonce() []byte {
 }
 
 // Version is the highest version of the link that both speak, by the host's hello; 0: none.
-func Version(h *crowd.Hello) (v int) {
-	for _, x := range crowd.ProtocolVersions {
-		if x > v && slices.Contains(h.Versions, x) {
+func Version(h *crowd.Hello) int { return highest(crowd.ProtocolVersions, h.Versions) }
+
+func highest(ours, theirs []int) (v int) {
+	for _, x := range ours {
+		if x > v && slices.Contains(theirs, x) {
 			v = x
 		}
 	}
 	return v
+}
+
+func spoken(versions []int) []int {
+	if versions == nil {
+		return crowd.ProtocolVersions
+	}
+	return versions
 }
 
 func clip(v []int) []int { return v[:min(len(v), 8)] }

@@ -32,6 +32,8 @@ type broker struct {
 	errs  chan error
 	gate  Gate
 	admit func(*crowd.Hello, bool) error
+
+	versions []int
 }
 
 func newBroker(t testing.TB, secure bool) *broker {
@@ -40,7 +42,7 @@ func newBroker(t testing.TB, secure bool) *broker {
 	b := &broker{key: key, hosts: map[crowd.HostID]ed25519.PublicKey{}, conns: make(chan *Conn, 100), errs: make(chan error, 100)}
 	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, _, err := Accept(w, r, AcceptOptions{
-			Key: b.key, Incarnation: 1, Gate: &b.gate,
+			Key: b.key, Incarnation: 1, Gate: &b.gate, versions: b.versions,
 			Lookup: func(_ context.Context, id crowd.HostID) ([]byte, error) {
 				if p, ok := b.hosts[id]; ok {
 					return p, nil
@@ -351,9 +353,9 @@ func TestBadHello(t *testing.T) {
 }
 
 func TestGate(t *testing.T) {
-	old := crowd.Limits.UnprovenPerNet
-	crowd.Limits.UnprovenPerNet = 2
-	defer func() { crowd.Limits.UnprovenPerNet = old }()
+	old, oldCrowded := crowd.Limits.UnprovenPerNet, crowded
+	crowd.Limits.UnprovenPerNet, crowded = 2, time.Hour
+	defer func() { crowd.Limits.UnprovenPerNet, crowded = old, oldCrowded }()
 	b := newBroker(t, true)
 	rawDial(t, b)
 	rawDial(t, b)
