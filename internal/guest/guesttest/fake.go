@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strconv"
@@ -24,6 +25,8 @@ import (
 //	loop        never ends
 //	copy A B    copies the input A, a path under /in, to B, a path under /out
 //	trap        ends with guest.trap
+//	count N     counts in /state/count from where that stands up to N, 100 units of fuel and a UnitTime (0: a millisecond) each, and writes
+//	            N and a newline to stdout
 //
 // and else writes its arguments, joined by spaces, and a newline to stdout.
 type Fake struct {
@@ -148,12 +151,18 @@ func (s *fakeSlot) Run(ctx context.Context, t guest.Task, blobs guest.Blobs, pro
 	if t.Job != s.job {
 		return nil, nil, failed("the slot is another job's")
 	}
+	if (t.Every > 0 || t.State != nil) && len(t.Plans) != 1 {
+		return nil, nil, failed("a task of %d units with checkpoints, 1 is possible", len(t.Plans))
+	}
 	if _, err := readAll(ctx, blobs, t.Program); err != nil {
 		return nil, nil, err
 	}
 	o = &crowd.Outcome{First: t.First}
 	for i, p := range t.Plans {
 		u, c, took, err := s.f.unit(ctx, t, p, blobs)
+		if err == nil && len(p.Args) > 2 && p.Args[1] == "count" {
+			took, err = 0, s.count(ctx, t, p.Args[2], &u, &c)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -172,6 +181,37 @@ func (s *fakeSlot) Run(ctx context.Context, t guest.Task, blobs guest.Blobs, pro
 		}
 	}
 	return o, contents, nil
+}
+
+// count runs a unit that counts, with checkpoints.
+func (s *fakeSlot) count(ctx context.Context, t guest.Task, to string, u *crowd.UnitResult, c *crowd.UnitContent) error {
+	k := &crowd.Checkpoint{}
+	if t.State != nil {
+		var err error
+		if k, err = crowd.ParseCheckpoint(t.State); err != nil {
+			return failed("the state to begin with: %w", err)
+		}
+	}
+	n, end, step := 0, 0, max(s.f.UnitTime, time.Millisecond)
+	for _, f := range k.Files {
+		n, _ = strconv.Atoi(strings.TrimSpace(string(f.Data)))
+	}
+	end, _ = strconv.Atoi(to)
+	for ran := step; n < end; ran += step {
+		if err := s.pass(ctx, step); err != nil {
+			return err
+		}
+		n++
+		k.Fuel += 100
+		if t.Every > 0 && t.Save != nil && ran >= t.Every {
+			ran = 0
+			k.Files = []crowd.StateFile{{Path: "count", Data: fmt.Appendln(nil, n)}}
+			t.Save(k.Bytes(), k.Fuel)
+		}
+	}
+	u.Fuel, c.Stdout = k.Fuel, fmt.Appendln(nil, n)
+	u.Stdout = ref(c.Stdout)
+	return nil
 }
 
 // pass lets time go by, not counting freezes.

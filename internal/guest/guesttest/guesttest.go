@@ -18,7 +18,8 @@ import (
 type Subject struct {
 	Engine  guest.Engine
 	Program []byte
-	Slow    bool // its speed takes too long to measure
+	Counter []byte // a program that does what Fake's count says; nil: Program does
+	Slow    bool   // its speed takes too long to measure
 }
 
 // TestEngine tests the contract of package guest. newEngine makes a new engine each time; the suite closes it.
@@ -40,6 +41,7 @@ func TestEngine(t *testing.T, newEngine func(t *testing.T) Subject) {
 		{"engine close", testEngineClose},
 		{"another job", testJob},
 		{"many at once", testMany},
+		{"checkpoints", testCheckpoints},
 		{"layers and speed", testLayers},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -336,6 +338,49 @@ func testMany(t *testing.T, s *suite) {
 		})
 	}
 	wg.Wait()
+}
+
+// testCheckpoints kills a unit and lets another slot go on from what was saved.
+func testCheckpoints(t *testing.T, s *suite) {
+	to, work := "2000", "50000"
+	if s.Slow || slow(s) == 1 {
+		to = "200"
+	}
+	task := s.task([]string{"count", to, work})
+	if s.Counter != nil {
+		task.Program = s.blobs.Add(s.Counter)
+	}
+	whole, c := s.run(t, task)
+	if string(c[0].Stdout) != to+"\n" {
+		t.Fatalf("stdout %q", c[0].Stdout)
+	}
+	var saved []byte
+	var burnt uint64
+	first := s.slot(t, jobA)
+	task.Every = 10 * time.Millisecond
+	task.Save = func(state []byte, fuel uint64) {
+		if k, err := crowd.ParseCheckpoint(state); err != nil || k.Fuel != fuel || fuel <= burnt || len(k.Files) == 0 {
+			t.Errorf("saved %q with fuel %d after %d: %v", state, fuel, burnt, err)
+		}
+		if saved, burnt = state, fuel; burnt > whole.Fuel()/4 {
+			_ = first.Close()
+		}
+	}
+	if _, _, err := first.Run(context.Background(), task, s.blobs, nil); err == nil {
+		t.Fatal("it wasn't killed")
+	}
+	task.State, task.Save = saved, nil
+	o, c := s.run(t, task)
+	if string(c[0].Stdout) != to+"\n" || o.Units[0].Failed() || o.Fuel() < burnt || o.Fuel() > whole.Fuel()+whole.Fuel()/8 {
+		t.Errorf("%+v, stdout %q, after %d of %d", o.Units[0], c[0].Stdout, burnt, whole.Fuel())
+	}
+	task.State = saved[:len(saved)-1]
+	_, _, err := s.slot(t, jobA).Run(context.Background(), task, s.blobs, nil)
+	wantReason(t, err, crowd.HostFailed)
+	two := s.task([]string{"x"}, []string{"y"})
+	two.State = saved
+	_, _, err = s.slot(t, jobA).Run(context.Background(), two, s.blobs, nil)
+	wantReason(t, err, crowd.HostFailed)
 }
 
 func testLayers(t *testing.T, s *suite) {

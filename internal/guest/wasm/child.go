@@ -33,6 +33,12 @@ const (
 	childCheck   = "check"   // prepares a program for nothing but the report
 )
 
+// start is a unit to run.
+type start struct {
+	plan  crowd.Plan
+	state []byte // a checkpoint; nil: none
+}
+
 // ChildMain is main of a guest's process: it enters the cage, then serves its parent over stdin and stdout until they
 // are closed. It gives the exit code.
 func ChildMain() int {
@@ -81,7 +87,7 @@ func fatal(why any) int {
 // child is the far side of a slot.
 type child struct {
 	in     *bufio.Reader
-	work   chan any // wireTask or crowd.Plan, in order
+	work   chan any // wireTask or start, in order
 	answer chan []byte
 	gate   gate
 
@@ -149,14 +155,15 @@ func (c *child) serve(ctx context.Context) {
 		switch w := w.(type) {
 		case wireTask:
 			c.load(ctx, w)
-		case crowd.Plan:
-			c.unit(ctx, w)
+		case start:
+			c.unit(ctx, w.plan, w.state)
 		}
 	}
 }
 
 // listen takes frames from the parent. It never waits for the guest: the parent has at most window units under way.
 func (c *child) listen() {
+	var state []byte
 	for {
 		t, p, err := readFrame(c.in, maxToChild)
 		if err != nil {
@@ -171,7 +178,12 @@ func (c *child) listen() {
 		case toUnit:
 			var plan crowd.Plan
 			if err = json.Unmarshal(p, &plan); err == nil {
-				c.work <- plan
+				c.work <- start{plan, state}
+			}
+			state = nil
+		case toState:
+			if state = append(state, p...); int64(len(state)) > crowd.Limits.StateBytes {
+				err = errors.New("the state to begin with is too large")
 			}
 		case toBlob:
 			c.answer <- p
@@ -216,7 +228,6 @@ func (c *child) load(ctx context.Context, t wireTask) {
 		if err != nil {
 			c.fail(fmt.Errorf("load the program: %w", err))
 		}
-		m.breath = c.gate.breath
 		c.machine, c.entry = m, t.Entry
 	}
 	c.task = t
@@ -224,7 +235,7 @@ func (c *child) load(ctx context.Context, t wireTask) {
 	c.send(fromReady, nil)
 }
 
-func (c *child) unit(ctx context.Context, p crowd.Plan) {
+func (c *child) unit(ctx context.Context, p crowd.Plan, state []byte) {
 	c.gate.begin()
 	defer c.gate.end()
 	if c.machine == nil {
@@ -239,8 +250,19 @@ func (c *child) unit(ctx context.Context, p crowd.Plan) {
 		c.fail(errors.New("two inputs have one name"))
 	}
 	u.blobs = func(i int) blob { return &remoteBlob{c: c, digest: p.Inputs[i].Digest, size: p.Inputs[i].Size} }
-	if err := c.machine.run(ctx, u); err != nil {
-		c.fail(err)
+	if state != nil {
+		if err := u.restore(state); err != nil {
+			c.fail(fmt.Errorf("the state to begin with: %w", err))
+		}
+	}
+	c.machine.breath = c.gate.breath
+	if c.task.Every > 0 {
+		c.machine.breath = newSaver(c, u).breath
+	}
+	if u.End == nil {
+		if err := c.machine.run(ctx, u); err != nil {
+			c.fail(err)
+		}
 	}
 	c.report(u)
 }

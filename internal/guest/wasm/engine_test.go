@@ -139,7 +139,7 @@ func TestContract(t *testing.T) {
 			cache := t.TempDir()
 			guesttest.TestEngine(t, func(t *testing.T) guesttest.Subject {
 				e := testEngine(t, func(e *Engine) { e.o.CacheDir = cache; change(e) })
-				return guesttest.Subject{Engine: e, Program: fixture(t, "probe"), Slow: e.interpret}
+				return guesttest.Subject{Engine: e, Program: fixture(t, "probe"), Counter: fixture(t, "counter"), Slow: e.interpret}
 			})
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"time"
 
 	"github.com/crowdcloud/crowd"
 )
@@ -18,6 +19,7 @@ type frameType byte
 const (
 	toTask   frameType = 'T' // JSON wireTask: load this program
 	toUnit   frameType = 'U' // JSON crowd.Plan, sizes of inputs as they are: run it
+	toState  frameType = 'S' // a piece of the state that the next unit begins with
 	toBlob   frameType = 'B' // the bytes asked for
 	toFreeze frameType = 'F' // stop at the next poll and say so
 	toThaw   frameType = 'G'
@@ -26,22 +28,26 @@ const (
 
 // Frames to the parent.
 const (
-	fromLayers frameType = 'l' // layers of the cage; the child is ready for work
-	fromReady  frameType = 'r' // the program is loaded
-	fromFailed frameType = 'e' // a text: the child can't go on
-	fromRefuse frameType = 'v' // the program itself is at fault: what, hint
-	fromBlob   frameType = 'b' // digest, offset, length: wants these bytes
-	fromUnit   frameType = 'u' // how a unit ended, its contents follow
-	fromData   frameType = 'd' // a piece of contents
-	fromAlive  frameType = 'h' // running on
-	fromFrozen frameType = 'a' // stopped as asked
-	fromReport frameType = 'p' // JSON wasmprep.Report: a program was prepared
+	fromLayers  frameType = 'l' // layers of the cage; the child is ready for work
+	fromReady   frameType = 'r' // the program is loaded
+	fromFailed  frameType = 'e' // a text: the child can't go on
+	fromRefuse  frameType = 'v' // the program itself is at fault: what, hint
+	fromBlob    frameType = 'b' // digest, offset, length: wants these bytes
+	fromState   frameType = 's' // a piece of a checkpoint
+	fromSaved   frameType = 'k' // its end: its length, the fuel so far
+	fromUnsaved frameType = 'n' // a text: why /state can't be kept as it is
+	fromUnit    frameType = 'u' // how a unit ended, its contents follow
+	fromData    frameType = 'd' // a piece of contents
+	fromAlive   frameType = 'h' // running on
+	fromFrozen  frameType = 'a' // stopped as asked
+	fromReport  frameType = 'p' // JSON wasmprep.Report: a program was prepared
 )
 
 const (
 	maxToChild  = 4 << 20   // a plan of the largest spec
 	maxToParent = 256 << 10 // layers, a unit's head, a piece of contents
 	dataPiece   = 128 << 10
+	statePiece  = 1 << 20  // to the child
 	blockSize   = 64 << 10 // of inputs in the child's memory
 	maxAsk      = 4 * blockSize
 	frameHead   = 5
@@ -72,13 +78,14 @@ func readFrame(r io.Reader, most int) (frameType, []byte, error) {
 
 // wireTask is what a child must know before its first unit.
 type wireTask struct {
-	Entry     string   `json:"entry"` // folder of the program's cache entry
-	Keep      []string `json:"keep,omitempty"`
-	Memory    int64    `json:"memory"`
-	Output    int64    `json:"output"`
-	Disk      int64    `json:"disk"`
-	Fuel      uint64   `json:"fuel"`
-	Interpret bool     `json:"interpret,omitempty"` // for tests: even where there is a compiler
+	Entry     string        `json:"entry"` // folder of the program's cache entry
+	Keep      []string      `json:"keep,omitempty"`
+	Memory    int64         `json:"memory"`
+	Output    int64         `json:"output"`
+	Disk      int64         `json:"disk"`
+	Fuel      uint64        `json:"fuel"`
+	Every     time.Duration `json:"every_ns,omitempty"`  // between checkpoints; 0: none
+	Interpret bool          `json:"interpret,omitempty"` // for tests: even where there is a compiler
 }
 
 // head is how a unit ended, without its contents. Digests are the parent's to compute.

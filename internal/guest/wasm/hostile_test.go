@@ -45,6 +45,23 @@ var hostile = map[string]func() int{
 	"blob beyond":     at(1, func(l *liar) { l.ask(crowd.Digest{}, 1<<62, maxAsk) }),
 	"blob too much":   at(1, func(l *liar) { l.ask(crowd.Digest{}, 0, 1<<30) }),
 	"reads nothing":   at(1, func(l *liar) { l.ask(crowd.Digest{5}, 0, maxAsk); time.Sleep(time.Hour) }),
+	"state early":     lie(func(l *liar) { l.state(10, 10, 5) }),
+	"state unasked":   at(1, func(l *liar) { l.state(10, 10, 5) }),
+	"state no bytes":  at(1, func(l *liar) { l.say(fromState, nil) }),
+	"state no start":  at(1, func(l *liar) { l.say(fromSaved, []byte{0, 0}) }),
+	"state length":    at(1, func(l *liar) { l.state(10, 11, 5) }),
+	"state fuel":      at(1, func(l *liar) { l.state(10, 10, 5); l.state(10, 10, 4) }),
+	"state limit":     at(1, func(l *liar) { l.state(10, 10, math.MaxUint64) }),
+	"state half":      at(1, func(l *liar) { l.say(fromState, make([]byte, 10)); l.unit(head{}) }),
+	"state in head":   at(1, func(l *liar) { l.say(fromUnit, (&head{}).append(nil)); l.state(10, 10, 5) }),
+	"state why":       at(1, func(l *liar) { l.say(fromState, make([]byte, 10)); l.say(fromUnsaved, []byte("no")) }),
+	"state whys":      at(1, func(l *liar) { l.flood(appendFrame(nil, fromUnsaved, []byte("no\x1b[31m"))) }),
+	"state endless":   at(1, func(l *liar) { l.flood(appendFrame(nil, fromState, make([]byte, dataPiece))) }),
+	"state too often": at(1, func(l *liar) {
+		for {
+			l.state(10, 10, 5)
+		}
+	}),
 	"asks on and on": at(1, func(l *liar) {
 		for {
 			l.ask(crowd.Digest{5}, 0, maxAsk)
@@ -117,6 +134,11 @@ func (l *liar) unit(h head) {
 	l.say(fromUnit, nil)
 }
 
+func (l *liar) state(n int, said, fuel uint64) {
+	l.say(fromState, make([]byte, n))
+	l.say(fromSaved, binary.AppendUvarint(binary.AppendUvarint(nil, said), fuel))
+}
+
 func (l *liar) ask(d crowd.Digest, off, n uint64) {
 	l.say(fromBlob, binary.AppendUvarint(binary.AppendUvarint(d[:], off), n))
 }
@@ -152,7 +174,12 @@ func TestHostileChildren(t *testing.T) {
 			e.cache = honest.cache
 			s, err := e.slot(context.Background(), crowd.JobID{})
 			if err == nil {
-				_, _, err = s.Run(context.Background(), w.task(), blobs, nil)
+				task := w.task()
+				if strings.HasPrefix(name, "state ") && name != "state unasked" {
+					task.Plans, task.Every, task.Save = task.Plans[:1], time.Second, func([]byte, uint64) {}
+					task.Limits.Fuel = 1e9
+				}
+				_, _, err = s.Run(context.Background(), task, blobs, nil)
 				if !s.p.ended() {
 					t.Error("the child is still there")
 				}

@@ -56,7 +56,9 @@ func (r *run) receive(f frame) error {
 		return nil
 	case f.t == fromBlob && r.ready:
 		return r.ask(f.p)
-	case f.t == fromUnit && r.ready && r.parts == nil && r.running():
+	case (f.t == fromState || f.t == fromSaved || f.t == fromUnsaved) && r.saves():
+		return r.receiveState(f)
+	case f.t == fromUnit && r.ready && r.parts == nil && r.state == nil && r.running():
 		if len(f.p) > 0 {
 			if len(r.head)+len(f.p) > maxHead {
 				return failed("the end of a unit is too long")

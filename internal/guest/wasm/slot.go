@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,6 +132,12 @@ func checkTask(t guest.Task, job crowd.JobID) (guest.Limits, error) {
 	if len(t.Plans) == 0 || uint64(len(t.Plans)) > crowd.Limits.UnitsPerChunk {
 		return l, failed("a task of %d units, from 1 to %d are possible", len(t.Plans), crowd.Limits.UnitsPerChunk)
 	}
+	if (t.Every > 0 || t.State != nil) && len(t.Plans) != 1 {
+		return l, failed("a task of %d units with checkpoints, 1 is possible", len(t.Plans))
+	}
+	if int64(len(t.State)) > crowd.Limits.StateBytes || t.State != nil && len(t.State) == 0 {
+		return l, failed("a state of %d bytes to begin with, from 1 to %d are possible", len(t.State), crowd.Limits.StateBytes)
+	}
 	for i := range t.Plans {
 		for _, in := range t.Plans[i].Inputs {
 			if err := checkName(in.As); err != nil {
@@ -160,6 +167,11 @@ type run struct {
 	total  int64 // bytes of all contents but stderr
 	stderr int64
 
+	state   []byte // a checkpoint that is being received
+	states  int    // received
+	burnt   uint64 // by the last of them
+	unsaved bool   // was said
+
 	head   []byte // of the unit that is being received
 	parts  *parts
 	asking atomic.Bool // an ask is being answered
@@ -187,13 +199,22 @@ func (r *run) do(ctx context.Context, entry string) (err error) {
 		helpers.Wait()
 	}()
 	l := r.t.Limits
-	b, err := json.Marshal(wireTask{Entry: entry, Keep: r.t.Keep, Memory: l.Memory, Output: l.Output, Disk: l.Disk, Fuel: l.Fuel, Interpret: r.s.e.interpret})
+	w := wireTask{Entry: entry, Keep: r.t.Keep, Memory: l.Memory, Output: l.Output, Disk: l.Disk, Fuel: l.Fuel, Interpret: r.s.e.interpret}
+	if r.t.Save != nil {
+		w.Every = r.t.Every
+	}
+	b, err := json.Marshal(w)
 	if err != nil {
 		return failed("%w", err)
 	}
 	r.s.watch.work(true, true)
 	helpers.Go(func() {
 		err := r.s.p.send(toTask, b)
+		for piece := range slices.Chunk(r.t.State, statePiece) {
+			if err == nil {
+				err = r.s.p.send(toState, piece)
+			}
+		}
 		if err == nil {
 			err = r.feed(ctx)
 		}

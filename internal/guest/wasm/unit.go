@@ -33,12 +33,14 @@ const (
 // Clock: real time starts at epoch, monotonic time at 0; both advance by a nanosecond per unit of fuel and by the whole
 // of every sleep, which takes no time. Random numbers: the concatenation of SHA-256(seed, n as 8 bytes big endian) for
 // n = 0, 1, 2…, taken in order without gaps. Stdin is empty. /in holds the inputs and can't be changed, /out and /state
-// start empty, there is nothing else. Folders are listed sorted by name.
+// start empty, there is nothing else. Folders are listed sorted by name. A unit that begins with a checkpoint finds that in /state;
+// its fuel, clock and random numbers go on from there.
 type unit struct {
 	Plan   crowd.Plan
 	Task   wireTask
 	FS     *vfs
 	Files  []*file // by descriptor
+	Base   uint64  // fuel burnt in earlier lives
 	Slept  uint64  // ns
 	Drawn  uint64  // random bytes taken
 	Stdout []byte
@@ -148,9 +150,9 @@ func (u *unit) charge(n uint64) {
 // spent is the fuel used, at most the limit.
 func (u *unit) spent() uint64 {
 	if u.fuel == nil {
-		return 0
+		return u.Base
 	}
-	return uint64(min(u.Meter.Spent(int64(u.fuel.Get())), u.Meter.Limit))
+	return u.Base + uint64(min(u.Meter.Spent(int64(u.fuel.Get())), u.Meter.Limit))
 }
 
 // monotonic is the unit's time in ns.
@@ -184,8 +186,7 @@ func (u *unit) draw(p []byte) {
 	for len(p) > 0 {
 		in := u.Drawn % sha256.Size
 		if in == 0 {
-			b := append(make([]byte, 0, 40), u.Plan.Seed[:]...)
-			u.random = sha256.Sum256(binary.BigEndian.AppendUint64(b, u.Drawn/sha256.Size))
+			u.block()
 			if u.Drawn%(1<<20) == 0 {
 				u.breath()
 			}
@@ -194,6 +195,12 @@ func (u *unit) draw(p []byte) {
 		u.Drawn += uint64(n)
 		p = p[n:]
 	}
+}
+
+// block makes the block of the stream that Drawn is in.
+func (u *unit) block() {
+	b := append(make([]byte, 0, 40), u.Plan.Seed[:]...)
+	u.random = sha256.Sum256(binary.BigEndian.AppendUint64(b, u.Drawn/sha256.Size))
 }
 
 // room ends the unit if its files or output come to more than its limits with more bytes in t, or on stdout.
@@ -214,6 +221,7 @@ func (u *unit) room(t tree, stdout bool, more int64) {
 func (u *unit) resize(n *node, size int64) {
 	u.room(n.Tree, false, size-n.Size)
 	u.FS.account(n.Tree, size-n.Size)
+	u.FS.touch(n.Tree)
 	if size < n.Size {
 		n.cut(size)
 	}

@@ -32,10 +32,11 @@ func (t tree) writable() bool { return t == treeOut || t == treeState }
 type vfs struct {
 	Nodes map[uint32]*node
 	Next  uint32
-	Live  int   // nodes in writable trees
-	Out   int64 // bytes of the files of /out, also of those removed while open
-	Disk  int64 // of /out and /state together
-	Work  int   // nodes looked at by what looks at many; paid for in fuel
+	Live  int    // nodes in writable trees
+	Out   int64  // bytes of the files of /out, also of those removed while open
+	Disk  int64  // of /out and /state together
+	Work  int    // nodes looked at by what looks at many; paid for in fuel
+	Turn  uint64 // goes up whenever /state changes
 }
 
 type node struct {
@@ -101,7 +102,15 @@ func (f *vfs) add(dir *node, name string, t tree, isDir bool, now uint64) *node 
 	if t.writable() {
 		f.Live++
 	}
+	f.touch(t)
 	return n
+}
+
+// touch notes a change of a file or name.
+func (f *vfs) touch(t tree) {
+	if t == treeState {
+		f.Turn++
+	}
 }
 
 // drop forgets a node that has neither a name nor an open descriptor.
@@ -215,6 +224,7 @@ func (f *vfs) unlink(at found, now uint64) {
 	delete(at.dir.Names, at.name)
 	at.dir.Modify, at.dir.Change = now, now
 	at.node.Linked = false
+	f.touch(at.node.Tree)
 	f.drop(at.node)
 }
 
@@ -267,6 +277,7 @@ func (f *vfs) rename(old, to found, now uint64) errno {
 	to.dir.Names[to.name] = old.node.Num
 	old.node.Parent = to.dir.Num
 	old.dir.Modify, old.dir.Change, to.dir.Modify, to.dir.Change, old.node.Change = now, now, now, now, now
+	f.touch(old.node.Tree)
 	return 0
 }
 

@@ -158,5 +158,6 @@ func (c *call) write(f *file, n *node, list [][]byte, total uint64, off int64) e
 		off += int64(len(p))
 	}
 	n.Modify, n.Change = u.now(), u.now()
+	u.FS.touch(n.Tree)
 	return 0
 }

@@ -68,6 +68,14 @@ func (w *watch) work(busy, reset bool) time.Duration {
 	return spent
 }
 
+// running is the time since the last reset.
+func (w *watch) running() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reckon()
+	return w.spent
+}
+
 func (w *watch) heard() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
