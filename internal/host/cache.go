@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/digest"
 	"github.com/crowdcloud/crowd/internal/guest"
 )
@@ -109,12 +110,17 @@ func (c *Cache) Usage() (used, most int64) {
 
 // Open gives content, fetching it first if need be. Several at once fetch once.
 func (c *Cache) Open(ctx context.Context, d crowd.Digest) (guest.Blob, error) {
+	return c.OpenAtMost(ctx, d, crowd.Limits.BlobBytes)
+}
+
+// OpenAtMost is Open, but fetches nothing that is larger than most (host.failed).
+func (c *Cache) OpenAtMost(ctx context.Context, d crowd.Digest, most int64) (guest.Blob, error) {
 	for range 3 { // a damaged one is fetched anew, one that was evicted meanwhile too
 		b, err := c.openHere(d)
 		if b != nil || err != nil {
 			return b, err
 		}
-		if err := c.get(ctx, d); err != nil {
+		if err := c.get(ctx, d, most); err != nil {
 			return nil, err
 		}
 	}
@@ -167,7 +173,7 @@ func (c *Cache) openHere(d crowd.Digest) (guest.Blob, error) {
 var errDamaged = errors.New("damaged")
 
 // get fetches, or waits for who does.
-func (c *Cache) get(ctx context.Context, d crowd.Digest) error {
+func (c *Cache) get(ctx context.Context, d crowd.Digest, most int64) error {
 	c.mu.Lock()
 	if c.blobs[d] != nil {
 		c.mu.Unlock()
@@ -181,7 +187,7 @@ func (c *Cache) get(ctx context.Context, d crowd.Digest) error {
 	}
 	c.mu.Unlock()
 	if mine {
-		f.err = c.bring(ctx, d)
+		f.err = c.bring(ctx, d, most)
 		c.mu.Lock()
 		delete(c.busy, d)
 		c.mu.Unlock()
@@ -191,7 +197,7 @@ func (c *Cache) get(ctx context.Context, d crowd.Digest) error {
 	select {
 	case <-f.done:
 		if f.err != nil && errors.Is(f.err, context.Canceled) && ctx.Err() == nil {
-			return c.get(ctx, d) // who fetched was stopped, we weren't
+			return c.get(ctx, d, most) // who fetched was stopped, we weren't
 		}
 		return f.err
 	case <-ctx.Done():
@@ -216,7 +222,7 @@ func (c *Cache) room(d crowd.Digest, size int64) error {
 }
 
 // bring fetches, counting what is on its way; what broke off stays, to go on with, unless there is no room for it.
-func (c *Cache) bring(ctx context.Context, d crowd.Digest) error {
+func (c *Cache) bring(ctx context.Context, d crowd.Digest, most int64) error {
 	c.mu.Lock()
 	p := c.parts[d]
 	if p == nil {
@@ -225,7 +231,7 @@ func (c *Cache) bring(ctx context.Context, d crowd.Digest) error {
 	}
 	p.open++
 	c.mu.Unlock()
-	n, err := c.bringPart(ctx, d)
+	n, err := c.bringPart(ctx, d, most)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	path := c.path(d) + partSuffix
@@ -246,7 +252,7 @@ func (c *Cache) bring(ctx context.Context, d crowd.Digest) error {
 }
 
 // bringPart fetches into a part file, checks it and gives it its name. It returns the size.
-func (c *Cache) bringPart(ctx context.Context, d crowd.Digest) (int64, error) {
+func (c *Cache) bringPart(ctx context.Context, d crowd.Digest, most int64) (int64, error) {
 	part := c.path(d) + partSuffix
 	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -255,7 +261,12 @@ func (c *Cache) bringPart(ctx context.Context, d crowd.Digest) (int64, error) {
 	defer f.Close()
 	have, err := f.Seek(0, io.SeekEnd)
 	if err == nil {
-		err = c.fetch(ctx, d, f, have, func(size int64) error { return c.room(d, size) })
+		err = c.fetch(ctx, d, f, have, func(size int64) error {
+			if size > most {
+				return crowd.Errorf(crowd.Failed, crowd.HostFailed, "%s has %d bytes, at most %d were expected", d.Short(), size, most)
+			}
+			return c.room(d, size)
+		})
 	}
 	if err != nil {
 		return 0, err // the part stays, to go on with
@@ -275,10 +286,12 @@ func (c *Cache) bringPart(ctx context.Context, d crowd.Digest) (int64, error) {
 		err = f.Close()
 	}
 	if err == nil {
+		crash.Point("cache.part.after")
 		err = os.Rename(part, c.path(d))
 	}
 	if err == nil {
 		err = syncDir(c.dir)
+		crash.Point("cache.whole.after")
 	}
 	if err != nil {
 		return 0, crowd.Errorf(crowd.Internal, crowd.HostFailed, "write the cache: %w", err)

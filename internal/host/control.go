@@ -23,8 +23,17 @@ const (
 
 // Request is what the owner's command asks of a running agent: one per connection, answered by one Reply.
 type Request struct {
-	Do  string        `json:"do"`               // status | pause | resume | leave
-	For time.Duration `json:"for_ns,omitempty"` // pause; 0: until resume
+	Do  string        `json:"do"`               // status | pause | resume | leave | upgrade
+	For time.Duration `json:"for_ns,omitempty"` // pause; 0: until resume. upgrade: what isn't done by then goes back
+	To  string        `json:"to,omitempty"`     // upgrade: the new program; empty: that at the old one's path
+}
+
+// patience is how long the answer may take: an upgrade copies and tries a program first.
+func (q *Request) patience() time.Duration {
+	if q.Do == "upgrade" {
+		return time.Minute
+	}
+	return 10 * time.Second
 }
 
 // Reply is the answer; Error is nil if it was done.
@@ -87,14 +96,15 @@ func (c *control) serve(ctx context.Context) {
 			if err := json.NewDecoder(io.LimitReader(conn, controlBytes)).Decode(&q); err != nil {
 				r = failure(crowd.Errorf(crowd.Invalid, "", "malformed request: %w", err))
 			} else {
-				r = c.a.handle(q)
+				_ = conn.SetDeadline(time.Now().Add(q.patience()))
+				r = c.a.handle(ctx, q)
 			}
 			_ = json.NewEncoder(conn).Encode(r)
 		})
 	}
 }
 
-func (a *Agent) handle(q Request) Reply {
+func (a *Agent) handle(ctx context.Context, q Request) Reply {
 	var err error
 	switch q.Do {
 	case "status":
@@ -104,6 +114,8 @@ func (a *Agent) handle(q Request) Reply {
 		err = a.Resume()
 	case "leave":
 		err = a.Leave()
+	case "upgrade":
+		err = a.Upgrade(ctx, q.To, q.For)
 	default:
 		err = crowd.Errorf(crowd.Invalid, "", "no such request: %q", oneLine(q.Do))
 	}
@@ -130,7 +142,7 @@ func Ask(ctx context.Context, dir string, q Request) (Status, error) {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(q.patience()))
 	if err := json.NewEncoder(conn).Encode(q); err != nil {
 		return Status{}, crowd.Errorf(crowd.Unavailable, "", "the agent doesn't listen: %w", err)
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -12,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +33,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakeEngine struct {
 	step   chan struct{}
 	stdout []byte
+	tasks  chan guest.Task // gets what is run, if it isn't nil
 
 	mu     sync.Mutex
 	slots  []*fakeSlot
@@ -99,6 +103,9 @@ func (s *fakeSlot) Close() error {
 
 func (s *fakeSlot) Run(ctx context.Context, t guest.Task, blobs guest.Blobs, progress func(done, fuel uint64)) (*crowd.Outcome, []crowd.UnitContent, error) {
 	s.e.say("run")
+	if s.e.tasks != nil {
+		s.e.tasks <- t
+	}
 	if s.e.failed != nil {
 		return nil, nil, s.e.failed
 	}
@@ -157,6 +164,15 @@ type fakeBroker struct {
 	deaf   int      // PUTs that aren't read
 	dials  []int64
 
+	sessions    []crowd.SessionID
+	incarnation atomic.Int64
+	states      []statePut       // that came
+	kept        map[string]int64 // the number of the last one that was accepted, by attempt
+	roots       map[string]crowd.Digest
+	noState     int           // HTTP status for all of them; 0: as a broker does
+	lose        int           // answers that are lost
+	hold        chan struct{} // one is taken before a checkpoint is read
+
 	conns chan *link.Conn
 	said  chan *crowd.Message // all that the host says but Renews that nobody waits for
 }
@@ -164,12 +180,13 @@ type fakeBroker struct {
 func newFakeBroker(t *testing.T) *fakeBroker {
 	t.Helper()
 	_, key, _ := ed25519.GenerateKey(rand.Reader)
-	b := &fakeBroker{t: t, key: key, blobs: map[crowd.Digest][]byte{}, puts: map[string][]byte{}, conns: make(chan *link.Conn, 10), said: make(chan *crowd.Message, 1000)}
+	b := &fakeBroker{t: t, key: key, blobs: map[crowd.Digest][]byte{}, puts: map[string][]byte{}, kept: map[string]int64{}, roots: map[string]crowd.Digest{}, conns: make(chan *link.Conn, 10), said: make(chan *crowd.Message, 1000)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/hosts/join", b.join)
 	mux.HandleFunc("GET /v1/link", b.link)
 	mux.HandleFunc("GET /v1/link/blobs/{digest}", b.get)
 	mux.HandleFunc("PUT /v1/link/outcomes/{job}/{first}/{n}/{digest}", b.put)
+	mux.HandleFunc("PUT /v1/link/states/{job}/{first}/{n}/{seq}/{root}", b.putState)
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	b.srv = httptest.NewUnstartedServer(mux)
 	cert, err := seal.Certificate(key, "127.0.0.1")
@@ -179,6 +196,7 @@ func newFakeBroker(t *testing.T) *fakeBroker {
 	b.srv.TLS = seal.ServerTLS(cert)
 	b.srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	b.srv.StartTLS()
+	b.incarnation.Store(1)
 	t.Cleanup(b.srv.Close)
 	return b
 }
@@ -207,12 +225,12 @@ func (b *fakeBroker) join(w http.ResponseWriter, r *http.Request) {
 
 func (b *fakeBroker) link(w http.ResponseWriter, r *http.Request) {
 	c, _, err := link.Accept(w, r, link.AcceptOptions{
-		Key: b.key, Incarnation: 1,
+		Key: b.key, Incarnation: b.incarnation.Load(),
 		Lookup: func(context.Context, crowd.HostID) ([]byte, error) { return b.host.Key, nil },
 		Admit: func(_ context.Context, h *crowd.Hello, _ bool) (crowd.Welcome, error) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			b.dials = append(b.dials, h.Dial)
+			b.dials, b.sessions = append(b.dials, h.Dial), append(b.sessions, h.Session)
 			return crowd.Welcome{Bearer: "bearer"}, b.refuse
 		},
 	})
@@ -261,6 +279,79 @@ func (b *fakeBroker) put(w http.ResponseWriter, r *http.Request) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.puts[r.URL.Path] = body
+}
+
+// statePut is a checkpoint as it came.
+type statePut struct {
+	crowd.AttemptRef
+	seq  int64
+	root crowd.Digest
+	fuel uint64
+	body []byte
+}
+
+func (b *fakeBroker) putState(w http.ResponseWriter, r *http.Request) {
+	if b.hold != nil {
+		select {
+		case <-b.hold:
+		case <-time.After(10 * time.Second):
+		}
+	}
+	var p statePut
+	_ = p.Job.UnmarshalText([]byte(r.PathValue("job")))
+	p.First, _ = strconv.ParseUint(r.PathValue("first"), 10, 64)
+	p.N, _ = strconv.Atoi(r.PathValue("n"))
+	p.seq, _ = strconv.ParseInt(r.PathValue("seq"), 10, 64)
+	p.root, _ = crowd.ParseDigest(r.PathValue("root"))
+	p.fuel, _ = strconv.ParseUint(r.URL.Query().Get("fuel"), 10, 64)
+	sig, _ := base64.StdEncoding.DecodeString(r.Header.Get("Crowd-Signature"))
+	var err error
+	if p.body, err = io.ReadAll(r.Body); err != nil {
+		return
+	}
+	if digest.Of(p.body) != p.root || r.Header.Get("Authorization") != "Bearer bearer" ||
+		!ed25519.Verify(b.host.Key, crowd.StateBytes(b.host.ID, p.AttemptRef, p.seq, p.root, p.fuel), sig) {
+		b.t.Errorf("a checkpoint that a broker refuses: %+v", p)
+	}
+	b.mu.Lock()
+	b.states = append(b.states, p)
+	key := fmt.Sprint(p.AttemptRef)
+	last, status, lost := b.kept[key], b.noState, b.lose > 0
+	answer := crowd.StateRepeat
+	switch {
+	case status != 0:
+	case last > 0 && p.seq == last && p.root == b.roots[key]:
+	case last > 0 && p.seq != last+1:
+		status = http.StatusConflict
+	default:
+		answer = crowd.StateAccepted
+		b.kept[key], b.roots[key] = p.seq, p.root
+	}
+	if lost {
+		b.lose--
+	}
+	b.mu.Unlock()
+	switch {
+	case lost:
+		panic(http.ErrAbortHandler)
+	case status != 0:
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, `{"detail":"it isn't yours"}`)
+	default:
+		_ = json.NewEncoder(w).Encode(map[string]crowd.StateAnswer{"answer": answer})
+	}
+}
+
+// came gives the numbers and fuel of the checkpoints that came, as text.
+func (b *fakeBroker) came() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := ""
+	for _, p := range b.states {
+		s += fmt.Sprintf("%d:%d ", p.seq, p.fuel)
+	}
+	return strings.TrimSpace(s)
 }
 
 // session takes the host's next connection, answers its Renews and passes on what it says.
@@ -336,6 +427,7 @@ func leaseOf(first, count uint64, program crowd.Digest) *crowd.Message {
 type machine struct {
 	*Agent
 	dir  string
+	done chan error   // what Run returned
 	stop func() error // ends Run and returns what it returned
 }
 
@@ -364,7 +456,7 @@ func start(t *testing.T, dir string, e guest.Engine, change func(*Options)) *mac
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
-	m := &machine{Agent: a, dir: dir}
+	m := &machine{Agent: a, dir: dir, done: done}
 	m.stop = sync.OnceValue(func() error {
 		cancel()
 		select {

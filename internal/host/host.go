@@ -9,6 +9,7 @@ package host
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -21,6 +22,7 @@ import (
 	"github.com/crowdcloud/crowd/internal/guest"
 	"github.com/crowdcloud/crowd/internal/lease"
 	"github.com/crowdcloud/crowd/internal/link"
+	"github.com/crowdcloud/crowd/internal/sense"
 )
 
 // Options are what an agent is made of.
@@ -37,8 +39,13 @@ type Options struct {
 	LocalAddr netip.Addr // to dial from
 	NoControl bool       // no control socket
 
-	backoff func(try int) time.Duration // tests
-	stall   time.Duration               // tests
+	Self   string // the executable that takes over in an upgrade; empty: this agent is part of another program
+	Failed error  // why the upgrade that went before failed
+
+	backoff func(try int) time.Duration                     // tests
+	stall   time.Duration                                   // tests
+	boot    func() time.Duration                            // tests; nil: bootClock
+	sleep   func(context.Context, sense.SleepOptions) error // tests; nil: sense.Sleep
 }
 
 // Agent is one host. Make it with New; all methods may be called concurrently while Run runs.
@@ -47,35 +54,46 @@ type Agent struct {
 	profile Profile
 	log     *slog.Logger
 	session crowd.SessionID
-	dials   int64 // the link loop's
+	before  string // version of the process whose session this one goes on with
 	started time.Time
 	http    *http.Client
 	cache   *Cache
 	book    *logbook
 	pace    pace // the mail loop's
 
+	dials       int64 // these are the link loop's
+	incarnation int64 // of the broker, the highest seen
+	toldOld     bool  // that it is refused
+
 	changed chan struct{} // of size 1: something to renew for
 	mail    chan struct{} // of size 1: something in the outbox
 	rethink chan struct{} // of size 1: the owner's wish changed
+	awake   chan struct{} // of size 1: the machine woke up: dial now
+	going   chan struct{} // of size 1: an upgrade was asked for
 
 	gate sync.Mutex // one freeze or thaw at a time; taken before mu
 
-	mu      sync.Mutex // guards all below and the attempts
-	owner   owner
-	frozen  bool
-	thawed  chan struct{} // closed while not frozen
-	held    map[crowd.AttemptRef]*attempt
-	specs   map[crowd.JobID]*crowd.JobSpec
-	conn    *link.Conn // nil: not connected
-	bearer  string
-	online  chan struct{} // closed while connected
-	heard   time.Duration // of the broker, on clock
-	clock   lease.Clock
-	felt    felt
-	done    int64 // attempts reported
-	lastErr error // of the link
-	work    sync.WaitGroup
-	halted  bool // no new work: Run is about to return
+	mu       sync.Mutex // guards all below and the attempts
+	owner    owner
+	frozen   bool
+	thawed   chan struct{} // closed while not frozen
+	held     map[crowd.AttemptRef]*attempt
+	specs    map[crowd.JobID]*crowd.JobSpec
+	conn     *link.Conn // nil: not connected
+	speaks   int        // the link's version on conn
+	renewed  int64      // number of the last Renew on conn
+	answered int64      // number of the last Answer on conn
+	bearer   string
+	online   chan struct{} // closed while connected
+	heard    time.Duration // of the broker, on clock
+	clock    lease.Clock
+	felt     felt
+	done     int64     // attempts reported
+	lastErr  error     // of the link
+	full     time.Time // until then nothing is taken: there was no space
+	up       *upgrade  // nil: none goes on
+	work     sync.WaitGroup
+	halted   bool // no new work: Run is about to return
 }
 
 // New takes what Join left in o.Dir. NotFound if the machine has not joined, Conflict if another agent runs in that folder.
@@ -96,9 +114,13 @@ func New(o Options) (*Agent, error) {
 	if o.stall == 0 {
 		o.stall = transferStall
 	}
+	if o.boot == nil {
+		o.boot = bootClock
+	}
 	a := &Agent{
 		o: o, profile: *p, log: o.Log.With("host", p.Host.ID.Short()), session: newSession(), started: time.Now(),
 		changed: make(chan struct{}, 1), mail: make(chan struct{}, 1), rethink: make(chan struct{}, 1),
+		awake: make(chan struct{}, 1), going: make(chan struct{}, 1),
 		thawed: make(chan struct{}), online: make(chan struct{}),
 		held: map[crowd.AttemptRef]*attempt{}, specs: map[crowd.JobID]*crowd.JobSpec{},
 	}
@@ -119,13 +141,14 @@ func newSession() (id crowd.SessionID) {
 func mint[K crowd.Kind](id *crowd.ID[K], r [10]byte) { *id = crowd.MakeID[K](time.Now(), r) }
 
 // Run is the agent's life. It returns nil when ctx ends or the host has left, after giving back what isn't done (owner.stopped), and an
-// error when the broker won't have this host any more or the folder can't be used. The engine stays the caller's to close.
+// error when the broker won't have this host any more or the folder can't be used. After Upgrade it is a *Handover. The engine stays the
+// caller's to close.
 func (a *Agent) Run(ctx context.Context) (err error) {
-	unlock, err := lockDir(a.o.Dir)
+	lock, err := a.takeOver()
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.close()
 	if err := a.open(); err != nil {
 		return err
 	}
@@ -145,10 +168,20 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	wg.Go(func() { a.ownerLoop(loops) })
 	wg.Go(func() { a.mailLoop(loops) })
+	wg.Go(func() { a.sleepLoop(loops) })
+	life, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	wg.Go(func() { a.upgradeLoop(loops, end) })
 
-	a.book.add(Entry{What: "agent.started"})
-	err = a.linkLoop(ctx)
+	a.book.add(Entry{What: "agent.started", Text: a.cameFrom()})
+	err = a.linkLoop(life)
 	a.halt(err)
+	if err == nil && errors.Is(context.Cause(life), errHandover) {
+		stop()
+		wg.Wait() // nothing speaks for this session any more
+		return a.handOver(lock)
+	}
+	a.dropUpgrade()
 	a.book.add(Entry{What: "agent.stopped", Text: textOf(err)})
 	return err
 }
@@ -168,9 +201,10 @@ func (a *Agent) open() (err error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.clock.Advance(bootClock(), time.Now())
+	a.clock.Advance(a.o.boot(), time.Now())
 	a.owner = loadOwner(a.o.Dir)
 	a.owner.policy = a.o.Policy
+	a.incarnation = loadSeen(a.o.Dir, a.profile.Fingerprint)
 	reports, err := loadOutbox(a.o.Dir)
 	for _, r := range reports {
 		a.held[r.AttemptRef] = &attempt{AttemptRef: r.AttemptRef, report: &r.Report, body: int64(len(r.body))}

@@ -16,6 +16,8 @@ const (
 	answerWait = crowd.Term             // for the Answer to a Renew: a broker that is silent so long is dialled again
 	renewGap   = 100 * time.Millisecond // between Renews at least: changes are gathered
 	redialMost = 30 * time.Second
+	steady     = time.Second     // a connection that held so long was no failed try
+	napMost    = 2 * time.Second // a machine that slept longer doesn't trust its connection
 )
 
 // backoff is how long to wait before dial number try of a row, jittered so that a crowd doesn't come back all at once.
@@ -28,22 +30,24 @@ func backoff(try int) time.Duration {
 func (a *Agent) linkLoop(ctx context.Context) error {
 	try := 0
 	for {
-		begun := time.Now()
-		err := a.connect(ctx)
+		up, err := a.connect(ctx)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // what the end of ctx led to
 		}
 		if done, err := a.final(err); done {
 			return err
 		}
-		if time.Since(begun) > redialMost {
+		if up >= steady {
 			try = 0
 		}
 		a.log.Info("the link is down", "err", err, "try", try)
-		if !a.wait(ctx, a.o.backoff(try)) {
+		if again, now := a.between(ctx, a.o.backoff(try)); !again {
 			return nil
+		} else if now {
+			try = 0
+		} else {
+			try++
 		}
-		try++
 	}
 }
 
@@ -77,22 +81,24 @@ func (a *Agent) wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// connect is one connection, from dial to end.
-func (a *Agent) connect(ctx context.Context) error {
+// connect is one connection, from dial to end; up is how long it was there.
+func (a *Agent) connect(ctx context.Context) (up time.Duration, err error) {
 	a.dials++
 	o := link.DialOptions{
 		URL: a.profile.Broker, TLS: seal.PinnedTLS(a.profile.Fingerprint), Pin: seal.Pin(a.profile.Fingerprint),
-		LocalAddr: a.o.LocalAddr, Key: a.profile.key, Host: a.profile.Host.ID, Session: a.session, DialNumber: a.dials,
+		LocalAddr: a.o.LocalAddr, Key: a.profile.key, Host: a.profile.Host.ID, Session: a.session, DialNumber: a.dials, Seen: a.sees,
 	}
 	conn, w, err := link.Dial(ctx, o)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	a.mu.Lock()
 	a.conn, a.bearer, a.lastErr = conn, w.Bearer, nil
+	a.renewed, a.answered, a.speaks = 0, 0, w.Version
 	a.hearLocked()
 	a.trimSpecsLocked()
 	close(a.online)
+	since := time.Now()
 	a.mu.Unlock()
 	a.log.Info("connected", "broker", a.profile.Broker)
 	poke(a.mail)
@@ -116,11 +122,11 @@ func (a *Agent) connect(ctx context.Context) error {
 	if e := <-ended; err == nil {
 		err = e
 	}
-	return err
+	return time.Since(since), err
 }
 
 // hearLocked notes that the broker lives; needs a.mu.
-func (a *Agent) hearLocked() { a.heard = a.clock.Advance(bootClock(), time.Now()) }
+func (a *Agent) hearLocked() { a.heard = a.clock.Advance(a.o.boot(), time.Now()) }
 
 // trimSpecsLocked forgets the specs of jobs that nothing is held of when there are many: a new connection brings them again. Needs a.mu.
 func (a *Agent) trimSpecsLocked() {
@@ -145,6 +151,9 @@ func (a *Agent) listen(conn *link.Conn, answers chan<- int64) error {
 		}
 		a.mu.Lock()
 		a.hearLocked()
+		if m.Answer != nil {
+			a.answered = m.Answer.N
+		}
 		a.mu.Unlock()
 		switch {
 		case m.Answer != nil:
@@ -173,6 +182,7 @@ func (a *Agent) renewLoop(ctx context.Context, conn *link.Conn, answers <-chan i
 	defer timer.Stop()
 	var overdue <-chan time.Time
 	var sent time.Time
+	slept := a.watchSleep()
 	for {
 		select {
 		case <-ctx.Done():
@@ -194,6 +204,10 @@ func (a *Agent) renewLoop(ctx context.Context, conn *link.Conn, answers <-chan i
 			}
 		case <-timer.C:
 		}
+		if d := slept(); d > napMost {
+			a.http.CloseIdleConnections()
+			return crowd.Errorf(crowd.Unavailable, crowd.NetworkBroker, "the machine slept for %v", d.Round(time.Second))
+		}
 		n++
 		r, leave, every := a.renewal(n, first)
 		if leave && !first {
@@ -210,6 +224,23 @@ func (a *Agent) renewLoop(ctx context.Context, conn *link.Conn, answers <-chan i
 	}
 }
 
+// watchSleep gives a function that tells for how long the machine slept since it was called last.
+func (a *Agent) watchSleep() func() time.Duration {
+	sample := func() (time.Time, time.Duration) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		now := time.Now()
+		return now, a.clock.Advance(a.o.boot(), now)
+	}
+	mono, clock := sample()
+	return func() time.Duration {
+		now, c := sample()
+		d := c - clock - now.Sub(mono)
+		mono, clock = now, c
+		return d
+	}
+}
+
 // renewal is what is, now; leave: nothing is held any more and the owner wants to leave; every: until the next one.
 func (a *Agent) renewal(n int64, first bool) (r *crowd.Renew, leave bool, every time.Duration) {
 	a.mu.Lock()
@@ -218,6 +249,7 @@ func (a *Agent) renewal(n int64, first bool) (r *crowd.Renew, leave bool, every 
 	if a.halted {
 		w.State, w.Why = crowd.Leaving, crowd.OwnerStopped
 	}
+	a.renewed = n
 	r = &crowd.Renew{N: n, State: w.State, Why: w.Why, Capacity: a.o.Capacity}
 	if first {
 		p := a.o.Platform
@@ -238,8 +270,13 @@ func (a *Agent) renewal(n int64, first bool) (r *crowd.Renew, leave bool, every 
 	if free := memoryFree(); free > 0 { // what the owner's own programs need isn't lent
 		r.Memory = min(r.Memory, free)
 	}
-	if w.State == crowd.Ready {
+	if w.State == crowd.Ready && a.up != nil { // not for ever: w goes on being ready
+		r.State, r.Why = crowd.Leaving, crowd.OwnerStopped
+	} else if w.State == crowd.Ready {
 		r.Room = max(0, a.o.Capacity.Slots-live)
+	}
+	if time.Now().Before(a.full) {
+		r.Room = 0
 	}
 	every = crowd.IdlePing - rand.N(crowd.IdlePing/8) // or a crowd that came at once would ping at once for ever
 	switch {

@@ -15,6 +15,7 @@ import (
 	"github.com/crowdcloud/crowd"
 	"github.com/crowdcloud/crowd/internal/guest"
 	"github.com/crowdcloud/crowd/internal/seal"
+	"github.com/crowdcloud/crowd/internal/sense"
 )
 
 // ThisPlatform is this machine's; device as its owner calls it ("" : desktop).
@@ -88,7 +89,7 @@ func Doctor(ctx context.Context, dir string, e guest.Engine, p Policy) []Check {
 	if p.Signed {
 		cs = append(cs, Check{Name: "policy", Text: "only signed programs may run, and no program can be signed yet", Hint: "allow.signed: false"})
 	}
-	return append(cs, Check{Name: "presence", OK: false, Text: NoPresence, Hint: "crowd host pause, or hours in the host policy"})
+	return append(cs, checkSleep(ctx), Check{Name: "presence", OK: false, Text: NoPresence, Hint: "crowd host pause, or hours in the host policy"})
 }
 
 func failed(name string, err error) Check {
@@ -165,6 +166,17 @@ func clockOff(date, begun time.Time, took time.Duration) time.Duration {
 		return late.Round(time.Millisecond)
 	}
 	return 0
+}
+
+// checkSleep is never a fault: where nobody says that the machine sleeps, its work goes elsewhere a little later.
+func checkSleep(ctx context.Context) Check {
+	c := Check{Name: "sleep", OK: true}
+	if most, err := sense.CheckSleep(ctx, ""); err != nil {
+		c.Text = "isn't announced here: work that a sleep interrupts goes elsewhere after " + crowd.Term.String()
+	} else {
+		c.Text = fmt.Sprintf("is announced: the system waits up to %v for work to be handed on", most)
+	}
+	return c
 }
 
 func checkEngine(ctx context.Context, e guest.Engine) Check {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/digest"
 )
 
@@ -195,27 +197,39 @@ func (p *pace) next(now time.Time) time.Duration {
 }
 
 func (a *Agent) upload(ctx context.Context, bearer string, o *outgoing) error {
+	_, err := a.put(ctx, bearer, fmt.Sprintf("/v1/link/outcomes/%s/%d/%d/%s", o.Job, o.First, o.N, o.Ref), o.body, nil)
+	return err
+}
+
+// put uploads a body, for as long as bytes go, and gives what the broker says to it.
+func (a *Agent) put(ctx context.Context, bearer, path string, body []byte, head http.Header) ([]byte, error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	stall := time.AfterFunc(a.o.stall, func() { stop(errStalled) })
 	defer stall.Stop()
-	url := fmt.Sprintf("%s/v1/link/outcomes/%s/%d/%d/%s", a.profile.Broker, o.Job, o.First, o.N, o.Ref)
-	r, err := http.NewRequestWithContext(ctx, http.MethodPut, url, &lively{bytes.NewReader(o.body), stall, a.o.stall})
+	r, err := http.NewRequestWithContext(ctx, http.MethodPut, a.profile.Broker+path, &lively{bytes.NewReader(body), stall, a.o.stall})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r.ContentLength = int64(len(o.body))
+	for name, v := range head {
+		r.Header[name] = v
+	}
+	r.ContentLength = int64(len(body))
 	r.Header.Set("Authorization", "Bearer "+bearer)
 	r.Header.Set("Content-Type", "application/octet-stream")
 	resp, err := a.http.Do(r)
 	if err != nil {
-		return netError(cause(ctx, err))
+		return nil, netError(cause(ctx, err))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		return readProblem(resp)
+		return nil, readProblem(resp)
 	}
-	return nil
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return nil, netError(cause(ctx, err))
+	}
+	return b, nil
 }
 
 // forget ends an attempt here for good, with a line for the owner; nothing if it isn't held.
@@ -256,5 +270,6 @@ func (a *Agent) reported(r *crowd.Reported) {
 		e.What, e.Text = "chunk.refused", "the broker doesn't want this outcome"
 		a.log.Warn("a report was refused", "job", r.Job.Short(), "chunk", r.First, "attempt", r.N, "answer", r.Answer)
 	}
+	crash.Point("outbox.said")
 	a.forget(r.AttemptRef, e)
 }

@@ -27,7 +27,7 @@ func (a *Agent) ownerLoop(ctx context.Context) {
 		now := time.Now()
 		next := a.obey(now)
 		a.mu.Lock()
-		clock := a.clock.Advance(bootClock(), now)
+		clock := a.clock.Advance(a.o.boot(), now)
 		a.ageLocked(now.Sub(mono)) // a freeze between two looks counts by the later one: the slack covers that
 		orphaned, left := a.orphanedLocked(clock)
 		a.mu.Unlock()
@@ -35,6 +35,8 @@ func (a *Agent) ownerLoop(ctx context.Context) {
 		mono, last = now, clock
 		if slept > 2*lookEvery {
 			a.book.add(Entry{What: "machine.slept", Ms: slept.Seconds() * 1000})
+		}
+		if slept > napMost {
 			poke(a.changed)
 		}
 		if orphaned {

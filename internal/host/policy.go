@@ -89,6 +89,7 @@ type owner struct {
 	Left   bool      `json:"left,omitempty"`
 
 	policy Policy
+	asleep bool      // the machine is about to sleep, or sleeps
 	shut   time.Time // when it last stopped being ready; zero while ready
 }
 
@@ -116,6 +117,8 @@ func (o *owner) want(now time.Time) wish {
 		if !o.Until.IsZero() {
 			w.Next = earlier(w.Next, o.Until)
 		}
+	case o.asleep:
+		w.State, w.Why = crowd.Paused, crowd.OwnerSleep
 	case !in:
 		w.State, w.Why = crowd.Paused, crowd.OwnerSchedule
 	}

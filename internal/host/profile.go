@@ -137,7 +137,7 @@ func Forget(dir string, purge bool) error {
 		return os.RemoveAll(dir)
 	}
 	var errs []error
-	for _, n := range []string{profileName, keyName, ownerName, "outbox", "cache", controlName} {
+	for _, n := range []string{profileName, keyName, ownerName, seenName, handoverName, "outbox", "cache", controlName} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, n)))
 	}
 	return errors.Join(errs...)

@@ -17,6 +17,9 @@ type Status struct {
 	Place     crowd.Place     `json:"place"`
 	Joined    time.Time       `json:"joined"`
 	Since     time.Time       `json:"since"` // of this process
+	Version   string          `json:"version"`
+	Upgrading *Upgrading      `json:"upgrading,omitempty"`
+	Failed    string          `json:"upgrade_failed,omitempty"` // why this agent wasn't replaced
 	Connected bool            `json:"connected"`
 	Trouble   string          `json:"trouble,omitempty"` // why it isn't connected
 	State     crowd.Readiness `json:"state"`
@@ -70,10 +73,18 @@ func (a *Agent) Status() Status {
 	a.felt.today(now)
 	h := a.profile.Host
 	s := Status{
-		Name: h.Name, ID: h.ID, Broker: a.profile.Broker, Place: h.Place, Joined: a.profile.Joined, Since: a.started,
+		Name: h.Name, ID: h.ID, Broker: a.profile.Broker, Place: h.Place, Joined: a.profile.Joined, Since: a.started, Version: a.o.Platform.Agent,
 		Connected: a.conn != nil, State: w.State, Why: w.Why, StateFrom: w.Since, Presence: NoPresence,
 		Slots: a.o.Capacity.Slots, Memory: a.o.Capacity.MemoryBytes, Cache: most, CacheUsed: used,
 		Freezes: a.felt.freezes, SlowestMs: int64(a.felt.slowest + 0.5), Done: a.done, Guests: []GuestRow{}, Layers: a.o.Engine.Layers(),
+	}
+	if a.up != nil {
+		up := a.up.Upgrading
+		up.Left = a.liveLocked()
+		s.Upgrading = &up
+	}
+	if a.o.Failed != nil {
+		s.Failed = a.o.Failed.Error()
 	}
 	if a.owner.Paused {
 		s.Until = a.owner.Until

@@ -45,21 +45,31 @@ func memoryFree() int64 { return int64(memoryNow().avail) }
 // peerIsOwner trusts the socket file's access list: the agent's folder is in its user's profile.
 func peerIsOwner(net.Conn) bool { return true }
 
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+// dirLock makes this process the only agent of a folder, until close or its end.
+type dirLock struct{ f *os.File }
+
+// lockDir takes the lock. No process inherits it here.
+func lockDir(dir string, _ int) (l *dirLock, inherited bool, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, crowd.Errorf(crowd.Internal, "", "lock the agent's folder: %w", err)
+		return nil, false, crowd.Errorf(crowd.Internal, "", "lock the agent's folder: %w", err)
 	}
 	err = windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &windows.Overlapped{})
 	if err != nil {
 		f.Close()
 		if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
-			return nil, errRuns(dir)
+			return nil, false, errRuns(dir)
 		}
-		return nil, crowd.Errorf(crowd.Internal, "", "lock the agent's folder: %w", err)
+		return nil, false, crowd.Errorf(crowd.Internal, "", "lock the agent's folder: %w", err)
 	}
-	return func() { f.Close() }, nil
+	return &dirLock{f}, false, nil
 }
+
+func (l *dirLock) close() { l.f.Close() }
+
+func (l *dirLock) keep() int { return 0 }
+
+func closeLock(int) {}
 
 // syncDir does nothing: a rename is durable with the file system's own log.
 func syncDir(string) error { return nil }
@@ -79,4 +89,8 @@ func diskFree(dir string) (free int64, err error) {
 func kernel() string {
 	v := windows.RtlGetVersion()
 	return fmt.Sprintf("Windows %d.%d.%d", v.MajorVersion, v.MinorVersion, v.BuildNumber)
+}
+
+func diskFull(err error) bool {
+	return errors.Is(err, windows.ERROR_DISK_FULL) || errors.Is(err, windows.ERROR_HANDLE_DISK_FULL)
 }

@@ -5,12 +5,14 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/digest"
 	"github.com/crowdcloud/crowd/internal/guest"
 	"github.com/crowdcloud/crowd/internal/link"
@@ -23,6 +25,7 @@ type attempt struct {
 	account crowd.AccountID // whose job it is
 	spec    *crowd.JobSpec
 	items   []crowd.Input
+	state   *crowd.Resume // what its unit goes on from; nil: nothing
 	program crowd.Digest
 	since   time.Time
 	limit   time.Duration // of running, as the broker says; 0: none
@@ -59,7 +62,7 @@ func (a *Agent) takeLease(l *crowd.Lease) {
 	if !have && reason == "" {
 		program, _ := crowd.ParseDigest(spec.Program)
 		at = &attempt{
-			AttemptRef: l.AttemptRef, count: l.Count, account: l.Account, spec: spec, items: l.Items, program: program, since: time.Now(),
+			AttemptRef: l.AttemptRef, count: l.Count, account: l.Account, spec: spec, items: l.Items, state: l.State, program: program, since: time.Now(),
 			limit: l.Deadline, memory: memoryOf(spec),
 		}
 		a.held[l.AttemptRef] = at
@@ -83,7 +86,7 @@ func (a *Agent) takeLease(l *crowd.Lease) {
 // refusesLocked says why a lease can't be taken.
 func (a *Agent) refusesLocked(l *crowd.Lease, spec *crowd.JobSpec, w wish) (crowd.Reason, string) {
 	switch {
-	case a.halted:
+	case a.halted || a.up != nil:
 		return crowd.OwnerStopped, ""
 	case w.State != crowd.Ready:
 		return w.Why, ""
@@ -91,6 +94,8 @@ func (a *Agent) refusesLocked(l *crowd.Lease, spec *crowd.JobSpec, w wish) (crow
 		return crowd.HostFailed, "the job's spec didn't come with its first lease"
 	case l.Count == 0 || l.Count > crowd.Limits.UnitsPerChunk:
 		return crowd.HostFailed, fmt.Sprintf("a chunk of %d units", l.Count)
+	case badState(l, spec) != "":
+		return crowd.HostFailed, badState(l, spec)
 	case a.o.Policy.refuses(l.Account, spec) != "":
 		return a.o.Policy.refuses(l.Account, spec), ""
 	case memoryOf(spec) > a.o.Capacity.MemoryBytes:
@@ -163,7 +168,7 @@ func (a *Agent) run(ctx context.Context, at *attempt) {
 	case err == nil: // dropped while it was being kept
 		_ = os.Remove(outboxPath(a.o.Dir, at.AttemptRef))
 	case held:
-		r := &crowd.Return{AttemptRef: at.AttemptRef, Reason: crowd.HostFailed, Text: oneLine(err.Error())}
+		r := &crowd.Return{AttemptRef: at.AttemptRef, Reason: crowd.HostFailed, Text: told(err)}
 		var e *crowd.Error
 		switch {
 		case stopping:
@@ -171,7 +176,13 @@ func (a *Agent) run(ctx context.Context, at *attempt) {
 		case errors.As(err, &e) && returnable(e.Reason):
 			r.Reason = e.Reason
 		}
-		if r.Reason == crowd.HostFailed {
+		if diskFull(err) {
+			r.Reason = crowd.HostSmall
+			a.mu.Lock()
+			a.full = time.Now().Add(fullWait)
+			a.mu.Unlock()
+		}
+		if r.Reason == crowd.HostFailed || r.Reason == crowd.HostSmall {
 			a.log.Warn("an attempt failed here", "job", at.Job.Short(), "chunk", at.First, "err", err)
 		}
 		a.giveBack(r)
@@ -180,15 +191,33 @@ func (a *Agent) run(ctx context.Context, at *attempt) {
 	poke(a.changed)
 }
 
+// fullWait is how long nothing more is taken when there was no space for what was done.
+const fullWait = time.Minute
+
+// told is what strangers are told of an error: nothing of this machine's folders.
+func told(err error) string {
+	var p *fs.PathError
+	var l *os.LinkError
+	switch {
+	case diskFull(err):
+		return "the machine's disk is full"
+	case errors.As(err, &p):
+		return oneLine("the machine's disk: " + p.Err.Error())
+	case errors.As(err, &l):
+		return oneLine("the machine's disk: " + l.Err.Error())
+	}
+	return oneLine(err.Error())
+}
+
 func returnable(r crowd.Reason) bool {
 	switch r {
-	case crowd.GuestTime, crowd.HostSmall, crowd.HostFailed, crowd.OwnerPaused, crowd.OwnerSchedule, crowd.OwnerStopped, crowd.OwnerLeft, crowd.OwnerPolicy:
+	case crowd.GuestTime, crowd.HostSmall, crowd.HostFailed, crowd.OwnerPaused, crowd.OwnerSchedule, crowd.OwnerStopped, crowd.OwnerLeft, crowd.OwnerPolicy, crowd.OwnerSleep:
 		return true
 	}
 	return false
 }
 
-// compute runs the guest and returns what it left.
+// compute runs the guest and returns what it left. What a unit with checkpoints burns depends on where it was interrupted: its manifest says 0.
 func (a *Agent) compute(ctx context.Context, at *attempt) (*outgoing, error) {
 	plans, err := at.plans()
 	if err != nil {
@@ -204,6 +233,18 @@ func (a *Agent) compute(ctx context.Context, at *attempt) (*outgoing, error) {
 	}
 	begun := time.Now()
 	task := guest.Task{Job: at.Job, Program: at.program, First: at.First, Plans: plans, Limits: guest.LimitsOf(at.spec), Keep: at.spec.Outputs.Keep}
+	endKeeper := func(bool) {}
+	if task.Every = at.spec.CheckpointEvery(); task.Every > 0 {
+		if task.State, err = a.stateOf(ctx, at); err != nil {
+			return nil, cause(ctx, err)
+		}
+		var k *keeper
+		k, endKeeper = a.startKeeper(at)
+		task.Save = func(state []byte, fuel uint64) {
+			at.fuel.Store(fuel)
+			k.save(state, fuel)
+		}
+	}
 	o, contents, err := slot.Run(ctx, task, a.cache, func(done, fuel uint64) {
 		at.unitsDone.Store(done)
 		at.fuel.Store(fuel)
@@ -212,15 +253,25 @@ func (a *Agent) compute(ctx context.Context, at *attempt) (*outgoing, error) {
 	at.slot = nil
 	a.mu.Unlock()
 	if err != nil {
-		return nil, cause(ctx, err)
+		err = cause(ctx, err)
+		_ = slot.Close() // before the last checkpoint: the machine is its owner's
+		endKeeper(!errors.Is(err, errDropped))
+		return nil, err
+	}
+	endKeeper(false)
+	fuel := o.Fuel()
+	if task.Every > 0 {
+		for i := range o.Units {
+			o.Units[i].Fuel = 0
+		}
 	}
 	out := &outgoing{body: o.Body(contents)}
 	if int64(len(out.body)) > crowd.Limits.OutcomeBytes {
 		return nil, crowd.Errorf(crowd.Failed, crowd.HostFailed, "the outcome has %d bytes, at most %d go to the broker", len(out.body), crowd.Limits.OutcomeBytes)
 	}
 	at.unitsDone.Store(at.count)
-	at.fuel.Store(o.Fuel())
-	out.Report = crowd.Report{AttemptRef: at.AttemptRef, Digest: digest.Of(o.Manifest()), Fuel: o.Fuel(), Seconds: time.Since(begun).Seconds()}
+	at.fuel.Store(fuel)
+	out.Report = crowd.Report{AttemptRef: at.AttemptRef, Digest: digest.Of(o.Manifest()), Fuel: fuel, Seconds: time.Since(begun).Seconds()}
 	if len(out.body) > crowd.Limits.InlineBody {
 		out.Ref = digest.Of(out.body)
 	}
@@ -295,9 +346,11 @@ func (a *Agent) adopt(ctx context.Context, at *attempt, slot guest.Slot) error {
 
 // keep makes a finished attempt durable; from then on it is only forgotten by the broker's word.
 func (a *Agent) keep(at *attempt, out *outgoing) error {
+	crash.Point("outbox.before")
 	if err := storeOutgoing(a.o.Dir, out); err != nil {
 		return crowd.Errorf(crowd.Internal, crowd.HostFailed, "keep the outcome: %w", err)
 	}
+	crash.Point("outbox.after")
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	at.report, at.body = &out.Report, int64(len(out.body))
