@@ -328,21 +328,26 @@ func (b *Broker) IdemBegin(ctx context.Context, c Caller, key string, bodyHash [
 	if key == "" || len(key) > 200 {
 		return 0, nil, nil, crowd.Errorf(crowd.Invalid, crowd.CustomerFile, "an idempotency key has 1 to 200 characters")
 	}
+	kept := func() (int, []byte, error) { // 0: there is none
+		k, err := b.st.Idem(ctx, c.Account.ID, key)
+		switch {
+		case crowd.KindIs(err, crowd.NotFound):
+			return 0, nil, nil
+		case err == nil && k.BodyHash != bodyHash:
+			err = crowd.Errorf(crowd.Invalid, crowd.CustomerFile, "this idempotency key was used for another request")
+		}
+		return k.Status, k.Answer, err
+	}
+	if status, answer, err := kept(); err != nil || status != 0 { // many may ask for it again at once
+		return status, answer, nil, err
+	}
 	free, ok := b.idem.enter(c.Account.ID.String() + "\x00" + key)
 	if !ok {
-		return 0, nil, nil, crowd.Errorf(crowd.Conflict, "", "the first request with this idempotency key still runs")
+		return 0, nil, nil, crowd.Errorf(crowd.Conflict, "", "the first request with this idempotency key still runs").WithHint("send it again in a second")
 	}
-	kept, err := b.st.Idem(ctx, c.Account.ID, key)
-	switch {
-	case err == nil && kept.BodyHash != bodyHash:
+	if status, answer, err := kept(); err != nil || status != 0 { // it ended in between
 		free()
-		return 0, nil, nil, crowd.Errorf(crowd.Invalid, crowd.CustomerFile, "this idempotency key was used for another request")
-	case err == nil:
-		free()
-		return kept.Status, kept.Answer, nil, nil
-	case !crowd.KindIs(err, crowd.NotFound):
-		free()
-		return 0, nil, nil, err
+		return status, answer, nil, err
 	}
 	return 0, nil, func(status int, answer []byte) error {
 		defer free()

@@ -28,8 +28,9 @@ type Config struct {
 	Key         ed25519.PrivateKey
 	URL         string // as people and machines reach it, for join links
 	Log         *slog.Logger
-	PerGfuel    crowd.UCR // pay for 10⁹ fuel
-	FeePermille int       // of the pay, for the broker
+	PerGfuel    crowd.UCR     // pay for 10⁹ fuel
+	FeePermille int           // of the pay, for the broker
+	Keep        time.Duration // how long results of ended jobs are kept; 0: 30 days
 	Version     string
 	Now         func() time.Time // nil: time.Now
 	// CheckProgram validates a program and says its Needs and Memory. nil: any program will do.
@@ -43,21 +44,25 @@ type Broker struct {
 	log         *slog.Logger
 	now         func() time.Time
 	started     time.Time
+	begun       time.Time // the same by the clock of the file system
 	incarnation int64
 	pool        pool
-	events      bell // rung when events were added
+	events      bells // rung when events were added
 	met         *metrics
 	rates       rates
 	idem        inflight
 	uploads     inflightBlobs
+	naming      sync.RWMutex // read: a blob gets its name and its owner; write: one without an owner is removed
 	unfinished  unfinished
+	offenders   offenders
 	bodies      budget         // of uploaded outcomes in memory
 	conns       sync.WaitGroup // sessions of the link
 
 	mu       sync.Mutex // guards all below and what it points to
 	accounts map[crowd.AccountID]*crowd.Account
 	hosts    map[crowd.HostID]*host
-	jobs     map[crowd.JobID]*job // living
+	jobs     map[crowd.JobID]*job    // living
+	ordering map[crowd.AccountID]int // orders that are being made
 	ring     sched.Ring
 	expiry   expiry
 	bearers  map[string]*session
@@ -65,6 +70,7 @@ type Broker struct {
 	live     int                // attempts leased
 	rouse    bool               // some chunk or job became leasable: idle hosts are to be looked at
 	wake     chan struct{}
+	recheck  chan struct{} // of size 1: there are revisits
 	closing  bool
 }
 
@@ -72,8 +78,8 @@ type Broker struct {
 func New(cfg Config) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, st: cfg.Store, log: cfg.Log, now: cfg.Now,
-		accounts: map[crowd.AccountID]*crowd.Account{}, hosts: map[crowd.HostID]*host{}, jobs: map[crowd.JobID]*job{},
-		bearers: map[string]*session{}, learnt: map[string]float64{}, wake: make(chan struct{}, 1),
+		accounts: map[crowd.AccountID]*crowd.Account{}, hosts: map[crowd.HostID]*host{}, jobs: map[crowd.JobID]*job{}, ordering: map[crowd.AccountID]int{},
+		bearers: map[string]*session{}, learnt: map[string]float64{}, wake: make(chan struct{}, 1), recheck: make(chan struct{}, 1),
 	}
 	if b.now == nil {
 		b.now = time.Now
@@ -81,11 +87,11 @@ func New(cfg Config) (*Broker, error) {
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
 	}
-	b.started = b.now()
+	b.started, b.begun = b.now(), time.Now()
 	b.bodies.left = bodiesAtOnce
 	b.pool.init()
 	b.met = newMetrics(b)
-	for _, d := range []string{"blobs", "uploads", "outcomes"} {
+	for _, d := range []string{"blobs", "uploads", "outcomes", "states"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, crowd.Errorf(crowd.Internal, "", "make the broker's folder: %w", err)
 		}
@@ -98,7 +104,9 @@ func New(cfg Config) (*Broker, error) {
 	if err := b.load(context.Background()); err != nil {
 		return nil, err
 	}
+	b.disbelieve()
 	b.keepOutcomes()
+	b.keepStates()
 	return b, nil
 }
 
@@ -132,6 +140,10 @@ func (b *Broker) Run(ctx context.Context) error {
 	lw.Go(func() { b.saveLoop(loops) })
 	lw.Go(func() { b.dispatchLoop(loops) })
 	lw.Go(func() { b.recountLoop(loops) })
+	lw.Go(func() { b.keepLoop(loops) })
+	lw.Go(func() { b.revisitLoop(loops) })
+	lw.Go(func() { b.sweepBlobs(loops) })
+	lw.Go(func() { b.sumLoop(loops) })
 	b.rouseAll()
 	<-ctx.Done()
 	stop()
@@ -178,9 +190,8 @@ func (b *Broker) commit(ctx context.Context, ops ...store.Op) error {
 	b.met.applyEnd(t)
 	if err == nil {
 		for _, op := range ops {
-			if _, ok := op.(store.AddEvent); ok {
-				b.events.ring()
-				break
+			if ev, ok := op.(store.AddEvent); ok {
+				b.events.ring(ev.Event.Account)
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/lease"
 	"github.com/crowdcloud/crowd/internal/sched"
 	"github.com/crowdcloud/crowd/internal/store"
@@ -60,6 +61,9 @@ func (b *Broker) dispatchLoop(ctx context.Context) {
 // queueHost puts a host with room in line for dispatch. Called with b.mu held.
 func (b *Broker) queueHost(h *host) {
 	if h.queued || h.room <= 0 || h.conn == nil || h.ready != crowd.Ready || h.State != crowd.HostActive || b.closing {
+		return
+	}
+	if len(h.live) > 0 && h.overdue(b.now()) {
 		return
 	}
 	h.queued = true
@@ -146,6 +150,7 @@ func (b *Broker) take(j *job, h *host, now time.Time) *attempt {
 		chunk: c, host: h, counts: true, pending: true, session: h.session,
 		until: lease.ExpiresAt(now), network: h.Network, expect: b.expected(j, c.Count),
 	}
+	a.Lineage = c.resumes()
 	limit := time.Duration(j.Spec.Resources.Time) * time.Second
 	if limit == 0 {
 		limit = crowd.DefaultTime
@@ -154,9 +159,13 @@ func (b *Broker) take(j *job, h *host, now time.Time) *attempt {
 	c.attempts = append(c.attempts, a)
 	c.hold()
 	h.accrue(now)
-	h.live[a.ref()] = a
+	if len(h.live) == 0 {
+		h.due = now.Add(crowd.RenewEvery)
+	}
+	h.live[a.Ref()] = a
 	b.live++
 	j.atWork[h.ID]++
+	j.leasedTo[h.ID] = true
 	j.reserved += a.expect
 	if j.State == crowd.JobQueued && j.starter == nil {
 		j.starter = a
@@ -182,11 +191,15 @@ func (b *Broker) takeOpen(j *job, h *host, now time.Time) *chunk {
 		}
 		kept = append(kept, c.First)
 		if c.busy {
+			c.missed = true
 			continue
 		}
 		tried = tried[:0]
 		if slices.ContainsFunc(c.attempts, func(a *attempt) bool { return a.Attempt.Host == h.ID && a.State == crowd.AttemptExpired && h.lists(a) }) {
 			continue // it is at it still, and that will count
+		}
+		if c.bars(h.group) {
+			continue
 		}
 		for _, a := range c.attempts {
 			tried = append(tried, sched.Tried{Group: a.Group, Host: a.Attempt.Host, Network: a.network, Seat: a.counts,
@@ -221,6 +234,9 @@ func (b *Broker) cut(j *job, h *host, now time.Time) *chunk {
 		cut.Most = j.items.most(j.next, leaseBytes)
 	}
 	n := cut.Units()
+	if j.spec.CheckpointEvery() > 0 {
+		n = 1
+	}
 	if n = min(n, b.affords(j)); n == 0 {
 		return nil
 	}
@@ -244,6 +260,7 @@ func (b *Broker) countSlots(j *job, now time.Time) {
 
 // leased follows the commit of leases: what is durable is told.
 func (b *Broker) leased(h *host, given []*attempt, err error) {
+	crash.Point("lease.after")
 	b.mu.Lock()
 	var send []*crowd.Lease
 	var to *session
@@ -286,7 +303,7 @@ func (b *Broker) leased(h *host, given []*attempt, err error) {
 // leaseWords are the words for an attempt; the spec is in the first lease of a job in a session. Called with b.mu held.
 func (b *Broker) leaseWords(a *attempt, to *session) *crowd.Lease {
 	j := a.chunk.job
-	l := &crowd.Lease{AttemptRef: a.ref(), Account: j.Account, Count: a.chunk.Count, Deadline: a.stop.Sub(a.LeasedAt)}
+	l := &crowd.Lease{AttemptRef: a.Ref(), Account: j.Account, Count: a.chunk.Count, Deadline: a.stop.Sub(a.LeasedAt), State: a.resume()}
 	if !to.specs[j.ID] {
 		to.specs[j.ID] = true
 		l.Spec = j.spec

@@ -37,10 +37,13 @@ func (b *Broker) tick(now time.Time) {
 	for len(b.expiry) > 0 && !now.Before(b.expiry[0].at) {
 		a := heap.Pop(&b.expiry).(expiring).a
 		switch {
-		case !a.leased() || a.host.live[a.ref()] != a:
+		case !a.leased() || a.host.live[a.Ref()] != a:
 		case now.Before(a.until) && now.Before(a.stop):
 			heap.Push(&b.expiry, expiring{minTime(a.until, a.stop), a})
 		default:
+			if a.host.overdue(now) {
+				a.host.room = 0 // until it says so again
+			}
 			b.lose(a, now)
 		}
 	}
@@ -68,7 +71,7 @@ func (b *Broker) tick(now time.Time) {
 				b.applySoon(store.SetJob{Job: j.Job}, b.event(j.ID.String(), j.Account, "job.running", "", "it goes on", crowd.EventData{Job: j.ID}))
 			}
 		}
-		if len(j.line) > 0 && !j.ending { // it was to end, but goes on
+		if len(j.line) > 0 && !j.ending && !now.Before(j.retry) { // it was to end, but goes on; or the store didn't take them
 			for _, x := range j.line {
 				b.pool.add(func() { b.report(x) })
 			}
@@ -80,7 +83,7 @@ func (b *Broker) tick(now time.Time) {
 			b.endJob(j, crowd.JobCancelled, crowd.CustomerDead, "the order's deadline passed")
 		case j.next < j.Units && len(j.atWork) == 0 && len(j.open) == 0 && b.affords(j) == 0:
 			b.endJob(j, crowd.JobFailed, crowd.CustomerPrice, "what is left of price.max doesn't pay another chunk")
-		case j.Progress.UnitsDone == j.Units: // its last two verdicts were committed side by side
+		case j.Progress.UnitsDone == j.Units && len(j.revisits) == 0: // its last two verdicts were committed side by side
 			b.endJob(j, crowd.JobDone, "", "every unit is decided")
 		}
 	}
@@ -119,7 +122,7 @@ func minTime(a, b time.Time) time.Time {
 // lose ends a live attempt whose host went silent. It is evidence still: a late report may count. Called with b.mu held.
 func (b *Broker) lose(a *attempt, now time.Time) {
 	a.chunk.when(func() {
-		if a.leased() && a.host.live[a.ref()] == a {
+		if a.leased() && a.host.live[a.Ref()] == a {
 			b.endAttempt(a, crowd.AttemptExpired, crowd.HostLost, "")
 		}
 	})
@@ -184,7 +187,7 @@ func (b *Broker) endAttempt(a *attempt, state crowd.AttemptState, reason crowd.R
 			}
 		} else {
 			h.accrue(b.now())
-			h.live[a.ref()] = a // it is what it was
+			h.live[a.Ref()] = a // it is what it was
 			b.live++
 			j.atWork[h.ID]++
 			a.until = now.Add(crowd.Term)
@@ -213,7 +216,7 @@ func (b *Broker) failChunkOps(c *chunk, reason crowd.Reason, what string, now ti
 	row := c.Chunk
 	row.State, row.Version, row.Failed, row.Decided = crowd.ChunkFailed, c.Version+1, c.Count, now
 	first := c.First
-	ops := []store.Op{store.Decide{Chunk: row}}
+	ops := append([]store.Op{store.Decide{Chunk: row}}, c.dropStates()...)
 	for _, a := range c.attempts {
 		if a.State == crowd.AttemptReported {
 			ops = append(ops, store.End{Attempt: voided(a, "")})
@@ -236,6 +239,7 @@ func (b *Broker) chunkClosed(c *chunk, state crowd.ChunkState, failed uint64, no
 	j := c.job
 	c.State, c.Version, c.Failed, c.Decided = state, c.Version+1, failed, now
 	delete(j.open, c.First)
+	b.removeStates(c)
 	for _, a := range c.attempts {
 		b.doneWith(a)
 	}
@@ -245,7 +249,7 @@ func (b *Broker) chunkClosed(c *chunk, state crowd.ChunkState, failed uint64, no
 	j.Progress.ChunksDone++
 	j.dirty = true
 	b.touch(j)
-	if j.Progress.UnitsDone == j.Units && !j.ending {
+	if j.Progress.UnitsDone == j.Units && !j.ending && len(j.revisits) == 0 {
 		b.endJob(j, crowd.JobDone, "", "every unit is decided")
 	}
 }

@@ -42,6 +42,8 @@ type face interface {
 	// For hosts, by the Welcome's bearer: only what a live attempt of that host refers to.
 	HostOpenBlob(ctx context.Context, bearer string, d crowd.Digest) (io.ReadSeekCloser, error)
 	HostPutOutcome(ctx context.Context, bearer string, ref crowd.AttemptRef, d crowd.Digest, body io.Reader) error
+	// HostPutState keeps a checkpoint of a unit's /state; u says which attempt, Seq, Root and Fuel, signed. Not the attempt's holder's, or not the next: Conflict.
+	HostPutState(ctx context.Context, bearer string, u crowd.UnitState, sig []byte, body io.Reader) (crowd.StateAnswer, error)
 
 	Submit(ctx context.Context, c Caller, spec crowd.JobSpec) (crowd.Job, error)
 	// SubmitQuoted orders at the price of a quote (full id; "": the broker's price of now). Not the caller's quote: NotFound; not held any more, or made

@@ -284,13 +284,16 @@ func (f *fake) work(l *crowd.Lease) {
 
 // outcome computes a chunk: a Gfuel and a line for each unit.
 func (f *fake) outcome(l *crowd.Lease) *crowd.Report {
+	f.mu.Lock()
+	result := f.result
+	f.mu.Unlock()
 	o := &crowd.Outcome{First: l.First}
 	var contents []crowd.UnitContent
 	for u := l.First; u < l.First+l.Count; u++ {
 		c := crowd.UnitContent{Stdout: []byte(fmt.Sprintf("unit %d\n", u))}
 		r := crowd.UnitResult{Fuel: 1e9}
-		if f.result != nil {
-			f.result(l.First, u, &r, &c)
+		if result != nil {
+			result(l.First, u, &r, &c)
 		}
 		r.Stdout = crowd.ContentRef{Size: int64(len(c.Stdout)), Digest: digest.Of(c.Stdout)}
 		o.Units = append(o.Units, r)

@@ -239,7 +239,7 @@ func TestUncheckedPayIsBoundBySlots(t *testing.T) {
 		var all []*attempt
 		for n := range 10 {
 			a := &attempt{Attempt: crowd.Attempt{Job: j.ID, N: n + 1, LeasedAt: time.Now(), Fuel: 100e9}, chunk: &chunk{job: j}, host: h}
-			h.live[a.ref()] = a
+			h.live[a.Ref()] = a
 			all = append(all, a)
 		}
 		w.b.mu.Unlock()

@@ -69,7 +69,11 @@ func (b *Broker) Join(ctx context.Context, remote string, r crowd.JoinRequest) (
 			continue
 		}
 		if string(h.Key) == string(row.Key) {
-			twin = crowd.Errorf(crowd.Conflict, crowd.HostCloned, "a machine with this key is enrolled already: %s", h.ID.Short()).WithHint("crowd host leave, then join again")
+			whose := "by another account" // whose id isn't told
+			if h.Account == t.Account {
+				whose = "as " + h.ID.Short()
+			}
+			twin = crowd.Errorf(crowd.Conflict, crowd.HostCloned, "a machine with this key is enrolled already, %s", whose).WithHint("crowd host leave, then join again")
 		}
 		if h.Account == t.Account {
 			n++
@@ -206,7 +210,7 @@ func (b *Broker) removeHost(h *host, actor string, reason crowd.Reason) []store.
 	h.State, h.Reason, h.room, h.dirty = crowd.HostLeft, reason, 0, true
 	for _, a := range h.live {
 		a.chunk.when(func() {
-			if a.leased() && h.live[a.ref()] == a {
+			if a.leased() && h.live[a.Ref()] == a {
 				b.endAttempt(a, crowd.AttemptFailed, reason, "")
 			}
 		})

@@ -241,6 +241,9 @@ func (b *Broker) Units(ctx context.Context, c Caller, ref string, from uint64, l
 // EachUnit walks along units from one on, at most so many, until each returns false; see face. A chunk's body is read once.
 func (b *Broker) EachUnit(ctx context.Context, c Caller, ref string, from uint64, limit int, each func(crowd.UnitRow, *crowd.UnitContent) bool) error {
 	row, err := b.findJob(ctx, c, ref)
+	if err == nil {
+		err = b.kept(ctx, row)
+	}
 	if err != nil {
 		return err
 	}
@@ -317,6 +320,9 @@ func (b *Broker) outcome(ctx context.Context, ch store.ChunkRow) (*crowd.Outcome
 // UnitContent is a decided unit's result with its bytes.
 func (b *Broker) UnitContent(ctx context.Context, c Caller, ref string, unit uint64) (crowd.UnitResult, crowd.UnitContent, error) {
 	row, err := b.findJob(ctx, c, ref)
+	if err == nil {
+		err = b.kept(ctx, row)
+	}
 	if err != nil {
 		return crowd.UnitResult{}, crowd.UnitContent{}, err
 	}
@@ -342,6 +348,9 @@ func (b *Broker) UnitContent(ctx context.Context, c Caller, ref string, unit uin
 // JobChunks lists the touched chunks of a job.
 func (b *Broker) JobChunks(ctx context.Context, c Caller, ref string, from uint64, limit int) ([]crowd.Chunk, error) {
 	row, err := b.findJob(ctx, c, ref)
+	if err == nil {
+		err = b.kept(ctx, row)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -359,6 +368,9 @@ func (b *Broker) JobChunks(ctx context.Context, c Caller, ref string, from uint6
 // JobAttempts lists who tried, by chunk and number. A vote on an open chunk isn't paid yet.
 func (b *Broker) JobAttempts(ctx context.Context, c Caller, ref string, after crowd.AttemptRef, limit int) ([]crowd.Attempt, error) {
 	row, err := b.findJob(ctx, c, ref)
+	if err == nil {
+		err = b.kept(ctx, row)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,9 @@ func (b *Broker) LinkHandler() http.Handler {
 			Key: b.cfg.Key, Incarnation: b.incarnation, Gate: gate,
 			Lookup: func(_ context.Context, id crowd.HostID) ([]byte, error) { return b.lookup(id) },
 			Admit: func(ctx context.Context, h *crowd.Hello, _ bool) (crowd.Welcome, error) {
+				if err := b.letIn(h.Host); err != nil {
+					return crowd.Welcome{}, err
+				}
 				return crowd.Welcome{Term: crowd.Term, Bearer: bearer}, b.admit(ctx, h)
 			},
 		})
@@ -40,7 +43,7 @@ func (b *Broker) LinkHandler() http.Handler {
 		network := link.Network(r.RemoteAddr)
 		go func() { // Run waits for it
 			defer b.conns.Done()
-			b.serve(context.Background(), c, *hello, bearer, network)
+			b.serve(context.Background(), &judged{Conn: c, b: b, bearer: bearer}, *hello, bearer, network)
 		}()
 	})
 }

@@ -56,7 +56,7 @@ func (b *Broker) load(ctx context.Context) error {
 }
 
 func (b *Broker) addHost(row crowd.Host) *host {
-	h := &host{Host: row, group: b.groupOf(row.Account), voided: map[crowd.SessionID]bool{}, live: map[crowd.AttemptRef]*attempt{}, reporting: map[crowd.AttemptRef]bool{}, avoid: map[crowd.JobID]time.Time{}}
+	h := &host{Host: row, group: b.groupOf(row.Account), voided: map[crowd.SessionID]bool{}, told: map[crowd.SessionID]bool{}, live: map[crowd.AttemptRef]*attempt{}, reporting: map[crowd.AttemptRef]bool{}, avoid: map[crowd.JobID]time.Time{}}
 	b.hosts[row.ID] = h
 	return h
 }
@@ -67,7 +67,7 @@ func (b *Broker) newJob(row crowd.Job) *job {
 	j := &job{
 		Job: row, spec: &spec, order: sched.NewOrder(&row.Spec, b.groupOf(row.Account), row.PerGfuel), open: map[uint64]*chunk{},
 		shares: map[crowd.HostID]*crowd.HostShare{}, earned: map[crowd.AccountID]crowd.UCR{}, reasons: map[crowd.Reason]int{},
-		atWork: map[crowd.HostID]int{}, deadline: row.Deadline, gone: make(chan struct{}),
+		atWork: map[crowd.HostID]int{}, leasedTo: map[crowd.HostID]bool{}, deadline: row.Deadline, gone: make(chan struct{}),
 	}
 	j.left = row.Escrow
 	return j
@@ -99,6 +99,13 @@ func (b *Broker) loadJob(ctx context.Context, row crowd.Job) error {
 		for _, r := range o.Attempts {
 			b.loadAttempt(c, r)
 		}
+		for _, u := range o.States {
+			if c.states == nil {
+				c.states = map[int]*crowd.UnitState{}
+			}
+			c.states[u.Lineage] = &u
+			j.stateBytes += u.Size
+		}
 	}
 	b.gaps(j, p.Holes())
 	j.Progress.UnitsDone = 0
@@ -110,6 +117,13 @@ func (b *Broker) loadJob(ctx context.Context, row crowd.Job) error {
 	}
 	if j.fuelSeen == 0 {
 		j.units = 0
+	}
+	revisits, err := b.st.Revisits(ctx, j.ID)
+	if err != nil {
+		return err
+	}
+	for _, h := range revisits {
+		b.revisit(j, h)
 	}
 	j.recountLater(p.Runs, p.Open)
 	b.jobs[j.ID] = j
@@ -128,15 +142,8 @@ func (b *Broker) loadAttempt(c *chunk, r crowd.Attempt) {
 	if r.Group == "" {
 		a.Group = b.groupOf(r.Owner)
 	}
-	a.counts = r.State == crowd.AttemptLeased || r.State == crowd.AttemptReported
+	a.counts = r.Counts
 	c.attempts = append(c.attempts, a)
-	if a.State == crowd.AttemptReported { // a spare of a group that has another seat doesn't count
-		for _, x := range c.attempts[:len(c.attempts)-1] {
-			if x.counts && x.Group == a.Group {
-				a.counts = false
-			}
-		}
-	}
 	if h == nil {
 		return
 	}
@@ -155,7 +162,7 @@ func (b *Broker) loadAttempt(c *chunk, r crowd.Attempt) {
 	a.network = h.Network
 	a.until = lease.AfterStart(b.now())
 	a.stop = a.LeasedAt.Add(7 * 24 * time.Hour)
-	h.live[a.ref()] = a
+	h.live[a.Ref()] = a
 	b.live++
 	c.job.atWork[h.ID]++
 	b.watchExpiry(a)

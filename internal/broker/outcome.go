@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/digest"
 )
 
@@ -34,7 +34,7 @@ func (b *Broker) doneWith(a *attempt) {
 	}
 	if a.uploaded {
 		a.uploaded = false
-		path := b.outcomePath(a.Attempt.Host, a.ref())
+		path := b.outcomePath(a.Attempt.Host, a.Ref())
 		b.pool.add(func() { _ = os.Remove(path) })
 	}
 }
@@ -46,7 +46,7 @@ func (b *Broker) keepOutcomes() {
 		for _, c := range j.open {
 			for _, a := range c.attempts {
 				if a.mayUpload() {
-					of[b.outcomePath(a.Attempt.Host, a.ref())] = a
+					of[b.outcomePath(a.Attempt.Host, a.Ref())] = a
 				}
 			}
 		}
@@ -95,6 +95,8 @@ func (b *Broker) HostPutOutcome(_ context.Context, bearer string, ref crowd.Atte
 	h := digest.New()
 	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(body, crowd.Limits.OutcomeBytes+1))
 	switch {
+	case diskFull(err):
+		return keepError(err)
 	case err != nil:
 		return crowd.Errorf(crowd.Unavailable, crowd.NetworkHost, "the upload broke off: %w", err)
 	case n > crowd.Limits.OutcomeBytes:
@@ -102,9 +104,14 @@ func (b *Broker) HostPutOutcome(_ context.Context, bearer string, ref crowd.Atte
 	case h.Sum() != d:
 		return crowd.Errorf(crowd.Invalid, "", "what was sent is %s, not %s", h.Sum().Short(), d.Short())
 	}
-	if err := errors.Join(f.Close(), os.Rename(f.Name(), path)); err != nil { // the store makes it durable when it is reported
-		return crowd.Errorf(crowd.Internal, "", "keep outcome: %w", err)
+	crash.Point("outcome.before")
+	if err := f.Close(); err != nil {
+		return keepError(err)
 	}
+	if err := os.Rename(f.Name(), path); err != nil { // the store makes it durable when it is reported
+		return keepError(err)
+	}
+	crash.Point("outcome.after")
 	b.mu.Lock()
 	a.uploaded = true
 	if ok = b.openAttempt(ref) == a && a.mayUpload(); !ok {
@@ -229,7 +236,7 @@ func (x *answer) check(count uint64) {
 		return
 	}
 	manifest := o.Manifest()
-	if digest.Of(manifest) != r.Digest || o.Fuel() != r.Fuel {
+	if fuel := o.Fuel(); digest.Of(manifest) != r.Digest || !x.unfueled && fuel != r.Fuel || x.unfueled && fuel != 0 {
 		x.fault = "its manifest isn't the one it signed"
 		return
 	}

@@ -174,3 +174,20 @@ func TestNobodyAgrees(t *testing.T) {
 		}
 	})
 }
+
+// A chunk that wants several votes is leased to all idle hosts at once: one that looked while the lease of another was on its way is asked again.
+func TestWideQuorumWaitsForNobody(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		for _, f := range w.owners("a", "b", "c", "d", "e", "f") {
+			f.slots = 1
+			f.run()
+		}
+		time.Sleep(time.Second)
+		s := w.spec(1)
+		s.Verify.Quorum = 6
+		j := w.done(w.submit(s), 3*time.Second)
+		if j.State != crowd.JobDone {
+			t.Error(j.State)
+		}
+	})
+}

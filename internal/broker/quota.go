@@ -50,6 +50,15 @@ func (u *unfinished) set(a crowd.AccountID, d crowd.Digest, bytes, most int64) b
 
 const noQuota = 1 << 62
 
+// ordered ends an order's being made.
+func (b *Broker) ordered(a crowd.AccountID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ordering[a]--; b.ordering[a] <= 0 {
+		delete(b.ordering, a)
+	}
+}
+
 // reserve makes sure that a blob of total bytes fits the account's quota, beside what it has and uploads now; settle is to be called when the
 // request has ended.
 func (b *Broker) reserve(ctx context.Context, a crowd.AccountID, d crowd.Digest, total int64) (settle func(), err error) {

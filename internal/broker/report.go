@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/digest"
 	"github.com/crowdcloud/crowd/internal/lease"
 	"github.com/crowdcloud/crowd/internal/quorum"
@@ -16,18 +17,20 @@ import (
 
 // answer is a report on its way: who said it, what it holds, and when it came. Its host's reporting names it until over.
 type answer struct {
-	s       *session
-	r       *crowd.Report
-	outcome *crowd.Outcome // nil: it was malformed
-	fault   string
-	body    []byte
-	held    int64 // bytes of the budget
-	at      time.Time
+	s        *session
+	r        *crowd.Report
+	outcome  *crowd.Outcome // nil: it was malformed
+	fault    string
+	body     []byte
+	held     int64 // bytes of the budget
+	unfueled bool  // its manifest says no fuel: the unit has checkpoints
+	at       time.Time
 }
 
 func (b *Broker) say(s *session, ref crowd.AttemptRef, a crowd.ReportAnswer) func() {
 	b.met.reports.WithLabelValues(string(a)).Inc()
 	return func() {
+		crash.Point("answer.before")
 		b.mu.Lock()
 		if s.host.conn != nil { // it may have dialled again since
 			s = s.host.conn
@@ -79,8 +82,15 @@ func (b *Broker) reply(x *answer, a crowd.ReportAnswer) {
 // report takes an answer to a chunk. It is evidence about a pure unit: no lease makes it true, no lateness makes it false.
 func (b *Broker) report(x *answer) {
 	h, r := x.s.host, x.r
+	if b.letIn(h.ID) != nil { // what a paused host said last isn't worth a look
+		b.mu.Lock()
+		b.over(x)
+		b.mu.Unlock()
+		return
+	}
 	if !ed25519.Verify(ed25519.PublicKey(h.Key), crowd.ReportBytes(h.ID, r.AttemptRef, r.Digest, r.Fuel), r.Sig) {
 		b.log.Warn("a report's signature is wrong", "host", h.ID.Short(), "job", r.Job.Short(), "chunk", r.First)
+		b.garbage(x.s, garbageForged, "the signature of a report was wrong")
 		b.reply(x, crowd.ReportVoid)
 		return
 	}
@@ -88,6 +98,9 @@ func (b *Broker) report(x *answer) {
 	a := b.openAttempt(r.AttemptRef)
 	mine := a != nil && a.Attempt.Host == h.ID
 	votes := mine && a.mayUpload()
+	if votes {
+		x.unfueled = a.chunk.job.spec.CheckpointEvery() > 0
+	}
 	b.mu.Unlock()
 	weigh := func() {
 		b.mu.Lock()
@@ -98,12 +111,25 @@ func (b *Broker) report(x *answer) {
 	case a == nil:
 		b.lateReport(x)
 	case !mine:
+		b.garbage(x.s, garbageOther, "it reported another machine's work")
 		b.reply(x, crowd.ReportConflict)
 	case votes:
 		b.withBody(x, a.chunk.Count, weigh)
 	default: // whatever it holds changes nothing
 		weigh()
 	}
+}
+
+// again takes a report up once more in a while, if the store couldn't take it for want of room or the like. Its host isn't answered meanwhile. Called
+// with b.mu held.
+func (b *Broker) again(x *answer, j *job, err error) {
+	if crowd.KindIs(err, crowd.Conflict) { // it will never take it
+		b.over(x)
+		return
+	}
+	b.letGo(x)
+	j.line = append(j.line, x)
+	j.retry = b.now().Add(time.Second)
 }
 
 // openAttempt finds an attempt at a chunk that is open, nil if there is none. Called with b.mu held.
@@ -122,10 +148,10 @@ func (b *Broker) openAttempt(ref crowd.AttemptRef) *attempt {
 // weigh decides what a report is worth, by the table of evidence. Called with b.mu held, the chunk not busy.
 func (b *Broker) weigh(x *answer, a *attempt) {
 	c, j := a.chunk, a.chunk.job
-	ref := a.ref()
-	if c.State != crowd.ChunkOpen || j.ending {
+	ref := a.Ref()
+	if c.State != crowd.ChunkOpen || j.ending || b.jobs[j.ID] != j {
 		b.letGo(x)
-		if c.State == crowd.ChunkOpen {
+		if c.State == crowd.ChunkOpen && b.jobs[j.ID] == j {
 			j.line = append(j.line, x)
 		} else {
 			b.pool.add(func() { b.lateReport(x) })
@@ -140,6 +166,7 @@ func (b *Broker) weigh(x *answer, a *attempt) {
 	case eff.Answer == crowd.ReportAccepted:
 		b.log.Warn("a report is malformed", "host", a.host.ID.Short(), "job", j.ID.Short(), "chunk", c.First, "fault", x.fault)
 		eff.Answer = crowd.ReportVoid
+		b.garbage(x.s, garbageContent, "a report was malformed: "+x.fault)
 		b.doneWith(a)
 		if a.host.live[ref] == a {
 			b.freed(x.s)
@@ -182,7 +209,11 @@ func (b *Broker) accept(x *answer, a *attempt) {
 		body = digest.Of(x.body)
 		ops = append(ops, store.PutBody{Job: j.ID, Digest: body, Body: x.body})
 	}
-	gross, seconds := b.worth(j, a, row)
+	paid := row
+	if j.spec.CheckpointEvery() > 0 {
+		paid.Fuel = b.unvotedFuel(c, append(by[:len(by):len(by)], a), row, v.Winners)
+	}
+	gross, seconds := b.worth(j, a, paid)
 	row.Paid = gross - b.fee(gross)                            // what it gets if the verdict is its own
 	if v.Decided && gross*crowd.UCR(len(v.Winners)) > j.left { // nobody is paid a part, and nothing is told that wasn't paid for
 		b.letGo(x)
@@ -190,7 +221,7 @@ func (b *Broker) accept(x *answer, a *attempt) {
 		b.endJob(j, crowd.JobFailed, crowd.CustomerPrice, "what is left of price.max doesn't pay the next chunk")
 		return
 	}
-	verdict := &verdict{c: c, v: v, by: append(by, a), rows: make([]crowd.Attempt, len(votes)), outcome: x.outcome, body: body, gross: gross, at: x.at}
+	verdict := &verdict{c: c, v: v, by: append(by, a), rows: make([]crowd.Attempt, len(votes)), outcome: x.outcome, body: body, gross: gross, fuel: paid.Fuel, at: x.at}
 	for i, o := range by {
 		verdict.rows[i] = o.Attempt
 	}
@@ -202,7 +233,7 @@ func (b *Broker) accept(x *answer, a *attempt) {
 		if err != nil { // no answer
 			b.log.Error("can't pay a verdict", "job", j.ID.Short(), "chunk", c.First, "err", err)
 			verdict.undo(j)
-			b.over(x)
+			b.again(x, j, err)
 			return
 		}
 		ops = append(ops, decide...)
@@ -218,17 +249,24 @@ func (b *Broker) accept(x *answer, a *attempt) {
 	}
 	c.hold()
 	a.host.bank -= seconds
+	if v.Decided {
+		crash.Point("verdict.before")
+	}
 	b.apply(ops, func(err error) (out []func()) {
-		b.over(x)
 		if err != nil {
 			a.host.bank += seconds
 			verdict.undo(j)
 			if end != nil {
 				b.goesOn(j)
 			}
+			b.again(x, j, err)
 			b.free(c)
 			b.want(c)
-			return nil // no answer: the host says it again
+			return nil
+		}
+		b.over(x)
+		if v.Decided {
+			crash.Point("verdict.after")
 		}
 		if b.hostEnds(a) {
 			b.freed(x.s)
@@ -236,7 +274,7 @@ func (b *Broker) accept(x *answer, a *attempt) {
 		a.Attempt, a.counts, a.body, a.suspect = row, true, body, false
 		j.losses = 0
 		b.doneWith(a)
-		out = append(out, b.say(x.s, a.ref(), crowd.ReportAccepted))
+		out = append(out, b.say(x.s, a.Ref(), crowd.ReportAccepted))
 		switch {
 		case v.Decided:
 			out = append(out, b.decided(verdict)...)
@@ -254,6 +292,17 @@ func (b *Broker) accept(x *answer, a *attempt) {
 	})
 }
 
+// lateAgain is again for a report whose chunk isn't open.
+func (b *Broker) lateAgain(x *answer, err error) {
+	if crowd.KindIs(err, crowd.Conflict) {
+		b.mu.Lock()
+		b.over(x)
+		b.mu.Unlock()
+		return // no answer: the host says it again on its next connection
+	}
+	time.AfterFunc(time.Second, func() { b.pool.add(func() { b.lateReport(x) }) })
+}
+
 // lateReport answers a report whose chunk is no longer open, from what the store holds.
 func (b *Broker) lateReport(x *answer) {
 	ctx := context.Background()
@@ -261,10 +310,8 @@ func (b *Broker) lateReport(x *answer) {
 	rows, err := b.st.Attempts(ctx, r.Job, r.First)
 	if err != nil && !crowd.KindIs(err, crowd.NotFound) {
 		b.log.Error("can't look up a report's attempt", "err", err)
-		b.mu.Lock()
-		b.over(x)
-		b.mu.Unlock()
-		return // no answer: the host says it again
+		b.lateAgain(x, err)
+		return
 	}
 	var row *crowd.Attempt
 	for i := range rows {
@@ -273,6 +320,7 @@ func (b *Broker) lateReport(x *answer) {
 		}
 	}
 	if row == nil {
+		b.garbage(x.s, garbageUnknown, "it reported what it was never given")
 		b.reply(x, crowd.ReportConflict)
 		return
 	}
@@ -282,9 +330,7 @@ func (b *Broker) lateReport(x *answer) {
 		end.State, end.EndedAt, end.Digest, end.Fuel = crowd.AttemptReported, x.at, r.Digest, r.Fuel
 		if err := b.commit(ctx, store.End{Attempt: end}); err != nil {
 			b.log.Warn("a late report was refused", "err", err)
-			b.mu.Lock()
-			b.over(x)
-			b.mu.Unlock()
+			b.lateAgain(x, err)
 			return
 		}
 	}

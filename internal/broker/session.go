@@ -2,8 +2,10 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/crowdcloud/crowd"
@@ -28,15 +30,15 @@ type session struct {
 	wire   wire
 	specs  map[crowd.JobID]bool // whose spec the host has
 	fresh  bool                 // no Renew yet
-	stop   context.CancelFunc
+	over   atomic.Bool          // nothing that it says counts any more
 }
 
 func (s *session) send(m *crowd.Message) { _ = s.wire.Send(m) } // what is lost with its connection is said again
 
-// end closes the connection, with a word about why.
+// end closes the connection, with a word about why; serve ends once that is said, or can't be.
 func (s *session) end(p *crowd.Problem) {
+	s.over.Store(true)
 	s.wire.Close(p)
-	s.stop()
 }
 
 // lookup is a host's public key, or a refusal for good.
@@ -71,8 +73,14 @@ func (b *Broker) admit(ctx context.Context, hello *crowd.Hello) error {
 	var fork bool
 	switch {
 	case void, h.voided[hello.Session], hello.Session == h.session && h.void:
+		known := h.told[hello.Session]
+		h.told[hello.Session] = true
 		b.mu.Unlock()
-		return cloned
+		if known {
+			return cloned
+		}
+		return errors.Join(cloned, b.commit(ctx, b.event(h.ID.String(), h.Account, "host.cloned", crowd.HostCloned,
+			fmt.Sprintf("an earlier session of %s dialled again: two machines use its key; the newer one stays", h.Name), crowd.EventData{Host: h.ID})))
 	case hello.Session == h.session && hello.Dial <= h.dial:
 		fork = true
 		h.void, h.voided[h.session] = true, true
@@ -99,7 +107,7 @@ func (b *Broker) admit(ctx context.Context, hello *crowd.Hello) error {
 		if fork {
 			p = &crowd.Problem{Kind: crowd.Denied.String(), Reason: crowd.HostCloned, Text: cloned.Message, Hint: cloned.Hint, Final: true}
 		} else if old.hello.Session != hello.Session {
-			p.Final, p.Reason = true, crowd.HostCloned
+			p.Final, p.Reason, p.Hint = true, crowd.HostCloned, cloned.Hint
 			p.Text = "a newer session of this host took over"
 		}
 		old.end(p)
@@ -115,8 +123,6 @@ func (b *Broker) admit(ctx context.Context, hello *crowd.Hello) error {
 
 // serve speaks with an admitted host until its connection ends.
 func (b *Broker) serve(ctx context.Context, w wire, hello crowd.Hello, bearer, network string) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
 	b.mu.Lock()
 	h := b.hosts[hello.Host]
 	if h == nil || b.closing || h.session != hello.Session || h.dial != hello.Dial || h.void {
@@ -128,7 +134,7 @@ func (b *Broker) serve(ctx context.Context, w wire, hello crowd.Hello, bearer, n
 		w.Close(p)
 		return
 	}
-	s := &session{host: h, hello: hello, bearer: bearer, wire: w, specs: map[crowd.JobID]bool{}, fresh: true, stop: stop}
+	s := &session{host: h, hello: hello, bearer: bearer, wire: w, specs: map[crowd.JobID]bool{}, fresh: true}
 	h.conn, h.broke, h.room, h.holding = s, time.Time{}, 0, nil
 	h.ready = crowd.Paused // until its first Renew
 	h.link = link.Version(&hello)
@@ -140,7 +146,7 @@ func (b *Broker) serve(ctx context.Context, w wire, hello crowd.Hello, bearer, n
 	b.log.Info("host connected", "host", h.ID.Short(), "name", h.Name)
 	for {
 		m, err := w.Receive(ctx)
-		if err != nil {
+		if err != nil || s.over.Load() {
 			break
 		}
 		if !b.hear(s, m) {
@@ -186,7 +192,7 @@ func (b *Broker) renew(s *session, r *crowd.Renew) {
 		b.mu.Unlock()
 		return
 	}
-	h.ready, h.why, h.memory = r.State, r.Why, r.Memory
+	h.ready, h.why, h.memory, h.due = r.State, r.Why, r.Memory, now.Add(crowd.RenewEvery)
 	if clean := sane(r.Capacity); clean != h.Capacity {
 		h.accrue(now)
 		h.Capacity, h.dirty = clean, true

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/ledger"
 	"github.com/crowdcloud/crowd/internal/price"
 	"github.com/crowdcloud/crowd/internal/sched"
@@ -104,15 +105,23 @@ type ending struct {
 
 // finish commits the end of a job, as soon as it is known who earned what. Called with b.mu held.
 func (b *Broker) finish(j *job) {
-	if j.finishing || j.recount != nil {
+	if j.finishing || j.recount != nil || len(j.revisits) > 0 {
+		return
+	}
+	state, reason, text := j.end()
+	if state == crowd.JobDone && j.Progress.UnitsDone < j.Units { // a verdict was taken back meanwhile
+		b.goesOn(j)
+		for _, c := range j.open {
+			b.want(c)
+		}
 		return
 	}
 	j.finishing = true
-	state, reason, text := j.end()
 	e := &ending{j: j, row: j.Job}
 	e.row.State, e.row.Reason = state, reason
 	var ops []store.Op
 	for _, c := range j.open {
+		ops = append(ops, c.dropStates()...)
 		for _, a := range c.attempts {
 			if a.leased() {
 				r := a.Attempt
@@ -151,7 +160,7 @@ func (b *Broker) goesOn(j *job) {
 // nil. Called with b.mu held.
 func (b *Broker) endWith(d *verdict) (*ending, []store.Op) {
 	c, j := d.c, d.c.job
-	if j.ending || j.recount != nil || j.busy > 0 || len(j.open) != 1 || j.Progress.UnitsDone+c.Count != j.Units {
+	if j.ending || j.recount != nil || len(j.revisits) > 0 || len(d.recheck) > 0 || j.busy > 0 || len(j.open) != 1 || j.Progress.UnitsDone+c.Count != j.Units {
 		return nil, nil
 	}
 	j.ending, j.finishing = true, true
@@ -216,12 +225,13 @@ func (b *Broker) endOps(e *ending, runs []store.Run, earned map[crowd.AccountID]
 
 // ended follows the commit of a job's end. Called with b.mu held.
 func (b *Broker) ended(e *ending) (out []func()) {
+	crash.Point("job.end.after")
 	j := e.j
 	for _, a := range e.stopped {
 		b.hostEnds(a)
 		a.State, a.Reason = crowd.AttemptFailed, e.row.Reason
 		if s := a.host.conn; s != nil {
-			ref := a.ref()
+			ref := a.Ref()
 			out = append(out, func() {
 				s.send(&crowd.Message{Cancel: &crowd.Cancel{AttemptRef: ref, Reason: e.row.Reason}})
 				b.mu.Lock()
@@ -235,6 +245,7 @@ func (b *Broker) ended(e *ending) (out []func()) {
 	j.changed.ring()
 	close(j.gone)
 	for _, c := range j.open {
+		b.removeStates(c)
 		for _, a := range c.attempts {
 			b.doneWith(a)
 		}
@@ -248,6 +259,7 @@ func (b *Broker) ended(e *ending) (out []func()) {
 
 // saveAll writes down what changed of every living job and host.
 func (b *Broker) saveAll(ctx context.Context) error {
+	crash.Point("save.before")
 	b.mu.Lock()
 	var lists [][]store.Op
 	var saved []*host
@@ -289,11 +301,12 @@ func (b *Broker) saveAll(ctx context.Context) error {
 // money is an amount for people: "61.40 cr".
 func money(u crowd.UCR) string { return cents(u) + " cr" }
 
-// cents rounds towards zero to two decimals.
+// cents rounds to two decimals.
 func cents(u crowd.UCR) string {
 	sign := ""
 	if u < 0 {
 		sign, u = "-", -u
 	}
-	return fmt.Sprintf("%s%d.%02d", sign, u/crowd.Credit, u%crowd.Credit/10_000)
+	u = (u + 5_000) / 10_000
+	return fmt.Sprintf("%s%d.%02d", sign, u/100, u%100)
 }

@@ -17,49 +17,55 @@ import (
 // job is a living job. Its decided units are runs; only open chunks are kept one by one.
 type job struct {
 	crowd.Job
-	spec      *crowd.JobSpec // never written to, so that it can be told without the lock
-	order     sched.Order
-	next      uint64 // first unit never cut
-	runs      []store.Run
-	open      map[uint64]*chunk
-	wanting   []uint64 // chunks that may want attempts, oldest first; checked when looked at
-	left      crowd.UCR
-	reserved  crowd.UCR // what live attempts are expected to cost
-	fuelSeen  float64   // over unitsSeen units of verdicts
-	units     uint64
-	chunks    int64 // decided in this life, for the size of chunks
-	losses    int   // in a row
-	resume    time.Time
-	slots     int // over hosts that fit, as counted at slotsAt
-	slotsAt   time.Time
-	items     *items
-	shares    map[crowd.HostID]*crowd.HostShare
-	earned    map[crowd.AccountID]crowd.UCR
-	reasons   map[crowd.Reason]int
-	atWork    map[crowd.HostID]int
-	deadline  time.Time
-	recount   *recount // what was decided before this start isn't in the sums yet; nil: it is
-	busy      int      // chunks that are
-	ending    bool     // it ends as soon as none is
-	finishing bool
-	end       func() (crowd.JobState, crowd.Reason, string)
-	line      []*answer     // reports that wait for its end
-	gone      chan struct{} // closed when the end is durable
-	starter   *attempt      // whose lease makes it run
-	dirty     bool          // changed since it was saved
-	pending   bool          // Version is to be raised
-	bumped    time.Time
-	changed   bell
+	spec       *crowd.JobSpec // never written to, so that it can be told without the lock
+	order      sched.Order
+	next       uint64 // first unit never cut
+	runs       []store.Run
+	open       map[uint64]*chunk
+	wanting    []uint64 // chunks that may want attempts, oldest first; checked when looked at
+	left       crowd.UCR
+	reserved   crowd.UCR // what live attempts are expected to cost
+	fuelSeen   float64   // over unitsSeen units of verdicts
+	units      uint64
+	chunks     int64 // decided in this life, for the size of chunks
+	losses     int   // in a row
+	resume     time.Time
+	slots      int // over hosts that fit, as counted at slotsAt
+	slotsAt    time.Time
+	items      *items
+	shares     map[crowd.HostID]*crowd.HostShare
+	earned     map[crowd.AccountID]crowd.UCR
+	reasons    map[crowd.Reason]int
+	atWork     map[crowd.HostID]int
+	leasedTo   map[crowd.HostID]bool // in this life of the broker
+	deadline   time.Time
+	recount    *recount // what was decided before this start isn't in the sums yet; nil: it is
+	busy       int      // chunks that are
+	ending     bool     // it ends as soon as none is
+	finishing  bool
+	end        func() (crowd.JobState, crowd.Reason, string)
+	line       []*answer                    // reports that wait for its end, or for the store to work again
+	retry      time.Time                    // when those are looked at again
+	stateBytes int64                        // of its checkpoints
+	revisits   map[crowd.HostID]*revisiting // hosts on whose word no verdict may rest: it doesn't settle until that is seen to
+	gone       chan struct{}                // closed when the end is durable
+	starter    *attempt                     // whose lease makes it run
+	dirty      bool                         // changed since it was saved
+	pending    bool                         // Version is to be raised
+	bumped     time.Time
+	changed    bell
 }
 
 // chunk is an open chunk.
 type chunk struct {
 	crowd.Chunk
 	job      *job
-	attempts []*attempt // attempts[n-1] is number n
-	busy     bool       // a change of it is being committed
-	line     []func()   // what waits until it is not; called with b.mu held
-	listed   bool       // in job.wanting
+	attempts []*attempt               // attempts[n-1] is number n
+	busy     bool                     // a change of it is being committed
+	line     []func()                 // what waits until it is not; called with b.mu held
+	listed   bool                     // in job.wanting
+	missed   bool                     // a host looked at it while it was busy
+	states   map[int]*crowd.UnitState // the newest checkpoints, by lineage
 }
 
 // attempt is a leased or ended attempt of an open chunk.
@@ -80,8 +86,7 @@ type attempt struct {
 	late     bool // silent, but may be at it still
 }
 
-func (a *attempt) ref() crowd.AttemptRef { return crowd.AttemptRef{Job: a.Job, First: a.First, N: a.N} }
-func (a *attempt) leased() bool          { return a.State == crowd.AttemptLeased }
+func (a *attempt) leased() bool { return a.State == crowd.AttemptLeased }
 
 // votes are the counted answers of a chunk.
 func (c *chunk) votes() (vs []quorum.Vote, by []*attempt) {
@@ -100,18 +105,27 @@ func (c *chunk) wants() int {
 		return 0
 	}
 	vs, _ := c.votes()
-	n := quorum.Decide(vs, c.Need).Want
+	v := quorum.Decide(vs, c.Need)
+	n := v.Want
+	if v.Decided { // a vote against it was taken away: the next one settles it
+		n = 1
+	}
 	for _, a := range c.attempts {
-		if a.leased() && !a.suspect {
+		if a.leased() && (!a.suspect || c.job.spec.CheckpointEvery() > 0) && !c.spoken(a) { // two at one lineage would be in each other's way
 			n--
 		}
 	}
 	return n
 }
 
-// seat reports whether another attempt of the group holds its seat.
+// spoken reports whether another attempt's answer speaks for a's lineage already.
+func (c *chunk) spoken(a *attempt) bool {
+	return slices.ContainsFunc(c.attempts, func(x *attempt) bool { return x != a && x.counts && !x.leased() && x.Line() == a.Line() })
+}
+
+// seat reports whether another attempt of the group holds its seat, or one of its lineage has answered.
 func (c *chunk) seat(a *attempt) bool {
-	return slices.ContainsFunc(c.attempts, func(x *attempt) bool { return x != a && x.counts && x.Group == a.Group })
+	return c.spoken(a) || slices.ContainsFunc(c.attempts, func(x *attempt) bool { return x != a && x.counts && x.Group == a.Group })
 }
 
 // blamed counts attempts that failed by a fault of the host or guest.
@@ -129,11 +143,14 @@ func blames(r crowd.Reason) bool { return lease.Weigh(r) == lease.Failure }
 
 // want puts the chunk among those that hosts are offered.
 func (b *Broker) want(c *chunk) {
-	if !c.listed && c.wants() > 0 {
+	if (!c.listed || c.missed) && c.wants() > 0 {
+		if !c.listed {
+			c.job.wanting = append(c.job.wanting, c.First)
+		}
 		c.listed = true
-		c.job.wanting = append(c.job.wanting, c.First)
 		b.rouse = true
 	}
+	c.missed = false
 }
 
 // when runs f, now or once the chunk is no longer busy.
@@ -173,9 +190,11 @@ type host struct {
 	dial      int64
 	void      bool
 	voided    map[crowd.SessionID]bool // older sessions, in this life of the broker
+	told      map[crowd.SessionID]bool // void sessions whose coming back was told
 	conn      *session                 // nil: not connected
 	broke     time.Time                // when the connection broke; zero: it didn't or all is told
-	link      int             // version of the link
+	due       time.Time                // its next Renew, while it holds attempts
+	link      int                      // version of the link
 	ready     crowd.Readiness
 	why       crowd.Reason
 	room      int
@@ -206,9 +225,13 @@ func (h *host) accrue(now time.Time) {
 	}
 }
 
+// overdue reports whether a host that holds attempts doesn't renew them: it may be gone, whatever its connection says, and gets nothing more until
+// it speaks.
+func (h *host) overdue(now time.Time) bool { return now.After(h.due.Add(crowd.Skew)) }
+
 // lists reports whether the host named an attempt in its last Renew.
 func (h *host) lists(a *attempt) bool {
-	return slices.ContainsFunc(h.holding, func(x crowd.Holding) bool { return x.AttemptRef == a.ref() })
+	return slices.ContainsFunc(h.holding, func(x crowd.Holding) bool { return x.AttemptRef == a.Ref() })
 }
 
 func (b *Broker) candidates() []sched.Candidate {
@@ -279,11 +302,11 @@ func addRun(runs []store.Run, first, count uint64) []store.Run {
 
 // hostEnds takes an attempt out of its host's hands; false: it wasn't in them.
 func (b *Broker) hostEnds(a *attempt) bool {
-	if a.host == nil || a.host.live[a.ref()] != a {
+	if a.host == nil || a.host.live[a.Ref()] != a {
 		return false
 	}
 	a.host.accrue(b.now())
-	delete(a.host.live, a.ref())
+	delete(a.host.live, a.Ref())
 	b.live--
 	j := a.chunk.job
 	a.host.memory += j.order.Memory // until the next Renew tells

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/crowdcloud/crowd"
+	"github.com/crowdcloud/crowd/internal/crash"
 	"github.com/crowdcloud/crowd/internal/digest"
 	"github.com/crowdcloud/crowd/internal/ledger"
 	"github.com/crowdcloud/crowd/internal/sched"
@@ -42,14 +43,21 @@ func (b *Broker) SubmitQuoted(ctx context.Context, c Caller, spec crowd.JobSpec,
 	}
 	b.mu.Lock()
 	err = order.Satisfiable(b.candidates())
-	open := 0
+	open := b.ordering[c.Account.ID] // one by one below the limit, or many at once would pass it
 	for _, j := range b.jobs {
 		if j.Account == c.Account.ID {
 			open++
 		}
 	}
 	closing := b.closing
+	ok := err == nil && !closing && open < crowd.Limits.OpenJobs
+	if ok {
+		b.ordering[c.Account.ID]++
+	}
 	b.mu.Unlock()
+	if ok {
+		defer b.ordered(c.Account.ID)
+	}
 	switch {
 	case err != nil:
 		return crowd.Job{}, err
@@ -73,6 +81,7 @@ func (b *Broker) SubmitQuoted(ctx context.Context, c Caller, spec crowd.JobSpec,
 		if ops, err = b.orderOps(ctx, c, row); err != nil {
 			return crowd.Job{}, err
 		}
+		crash.Point("order.before")
 		err = b.commit(ctx, ops...)
 		if !crowd.KindIs(err, crowd.Conflict) {
 			break
@@ -86,6 +95,7 @@ func (b *Broker) SubmitQuoted(ctx context.Context, c Caller, spec crowd.JobSpec,
 	if err != nil {
 		return crowd.Job{}, b.refusal(ctx, c, spec.Price.Max, err)
 	}
+	crash.Point("order.after")
 	b.mu.Lock()
 	j := b.newJob(row)
 	j.items, j.bumped = items, now

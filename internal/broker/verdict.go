@@ -21,7 +21,9 @@ type verdict struct {
 	net     crowd.UCR // and after it
 	total   crowd.UCR // out of escrow
 	at      time.Time
+	fuel    uint64 // that a winner is paid for
 	cheats  []*host
+	recheck []*job     // in which a cheat's word counts
 	extra   []*attempt // still leased: not wanted any more
 }
 
@@ -49,7 +51,10 @@ func (b *Broker) verdictOps(d *verdict) (ops []store.Op, err error) {
 	}
 	for _, i := range v.Losers {
 		d.rows[i].Paid = 0
-		if v.Convict {
+		if v.Convict && c.mixed(d.by[i]) { // whose fault it is nobody knows
+			d.rows[i].State, d.rows[i].Reason = crowd.AttemptVoid, crowd.HostLineage
+			end(i)
+		} else if v.Convict {
 			d.rows[i].State, d.rows[i].Reason = crowd.AttemptVoid, crowd.HostCheated
 			end(i)
 			ops = append(ops, b.convictOps(d, i)...)
@@ -71,6 +76,7 @@ func (b *Broker) verdictOps(d *verdict) (ops []store.Op, err error) {
 	row := c.Chunk
 	row.State, row.Version, row.Digest, row.Failed, row.Decided = crowd.ChunkDecided, c.Version+1, v.Digest, d.outcome.FailedUnits(), d.at
 	ops = append(ops, store.Decide{Chunk: row, Body: d.body})
+	ops = append(ops, c.dropStates()...)
 	legs, err := b.payLegs(d, row.Version)
 	if len(legs) > 0 {
 		ops = append(ops, store.Post{Postings: legs})
@@ -97,12 +103,14 @@ func (b *Broker) convictOps(d *verdict, i int) []store.Op {
 	}
 	data := crowd.EventData{Job: j.ID, Host: h.ID, First: &first, N: &n}
 	text := fmt.Sprintf("chunk %d of %s: it answered %s; hosts of %d other owners agree on %s", c.First, j.ID.Short(), d.rows[i].Digest.Short(), len(owners), d.v.Digest.Short())
-	return []store.Op{
+	ops, jobs := b.revisitOps(h)
+	d.recheck = append(d.recheck, jobs...)
+	return append(ops,
 		store.PutHost{Host: row},
 		b.event(h.ID.String(), h.Account, "host.quarantined", crowd.HostCheated, text, data),
 		b.event(j.ID.String(), j.Account, "chunk.differed", crowd.HostCheated,
 			fmt.Sprintf("%s differs from %d other owners on chunk %d: quarantined, unpaid", h.Name, len(owners), c.First), data),
-	}
+	)
 }
 
 // undo takes back what verdictOps took in memory.
@@ -113,7 +121,7 @@ func (b *Broker) decided(d *verdict) (out []func()) {
 	c, j, v := d.c, d.c.job, d.v
 	b.met.verdicts.Inc()
 	j.Paid += d.total
-	j.fuelSeen += float64(d.outcome.Fuel())
+	j.fuelSeen += float64(d.fuel)
 	j.units += c.Count
 	j.chunks++
 	b.learnt[j.Spec.Program] = j.fuelSeen / float64(j.units)
@@ -150,9 +158,14 @@ func (b *Broker) decided(d *verdict) (out []func()) {
 			a.host.Record.Lost++
 		}
 		if s := a.host.conn; s != nil {
-			ref := a.ref()
+			ref := a.Ref()
 			out = append(out, func() { s.send(&crowd.Message{Cancel: &crowd.Cancel{AttemptRef: ref}}) })
 			b.freed(s)
+		}
+	}
+	for _, h := range d.cheats { // before the job may end
+		for _, j := range d.recheck {
+			b.revisit(j, h.ID)
 		}
 	}
 	c.Digest = v.Digest
@@ -170,14 +183,27 @@ func (b *Broker) decided(d *verdict) (out []func()) {
 	return out
 }
 
+// disbelieve finishes at the start what a conviction had yet to do: the host's votes on open chunks count for nothing, nor do its live attempts.
+func (b *Broker) disbelieve() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, h := range b.hosts {
+		if h.State == crowd.HostQuarantined && h.Reason == crowd.HostCheated {
+			b.voidLive(h, crowd.HostCheated)
+			b.voidVotes(h, crowd.HostCheated)
+		}
+	}
+}
+
 // voidLive takes every live attempt from a host; what it says to them is worth nothing. Called with b.mu held.
 func (b *Broker) voidLive(h *host, reason crowd.Reason) {
 	for _, a := range h.live {
 		a.chunk.when(func() {
-			if a.leased() && h.live[a.ref()] == a {
+			b.stands(a, reason)
+			if a.leased() && h.live[a.Ref()] == a {
 				b.endAttempt(a, crowd.AttemptVoid, reason, "its lease is void")
 				if s := h.conn; s != nil {
-					ref := a.ref()
+					ref := a.Ref()
 					b.pool.add(func() { s.send(&crowd.Message{Cancel: &crowd.Cancel{AttemptRef: ref, Reason: reason}}) })
 				}
 			}
@@ -199,8 +225,22 @@ func (b *Broker) voidVotes(h *host, reason crowd.Reason) {
 	}
 }
 
+// stands looks again at the job of a convicted host's answer that became part of a verdict while the conviction was on its way to the store. Called
+// with b.mu held.
+func (b *Broker) stands(a *attempt, reason crowd.Reason) {
+	if j := a.chunk.job; reason == crowd.HostCheated && a.chunk.State == crowd.ChunkDecided && a.State == crowd.AttemptReported && a.counts && !j.finishing {
+		h := a.Attempt.Host
+		b.revisit(j, h) // at once, and durably
+		b.apply([]store.Op{store.PutRevisit{Job: j.ID, Host: h}}, func(error) []func() {
+			b.revisit(j, h)
+			return nil
+		})
+	}
+}
+
 func (b *Broker) voidVote(a *attempt, reason crowd.Reason) {
 	c := a.chunk
+	b.stands(a, reason)
 	if c.State != crowd.ChunkOpen || !a.State.May(crowd.AttemptVoid) {
 		return
 	}

@@ -13,7 +13,10 @@ import (
 	"github.com/crowdcloud/crowd/internal/store"
 )
 
-const whyEvents = 20
+const (
+	whyEvents = 20
+	lookEvery = 100 * time.Millisecond // at events, of one that waits
+)
 
 // Why explains a job, a host, or an attempt (JOB/CHUNK).
 func (b *Broker) Why(ctx context.Context, c Caller, ref string) (crowd.Why, error) {
@@ -141,6 +144,8 @@ func (b *Broker) hostNow(h *host, w *crowd.Why) {
 	case h.conn == nil && h.void:
 		w.Reason = crowd.HostCloned
 		w.Text = "two machines used its key: the session is void"
+	case h.conn == nil && b.letIn(h.ID) != nil:
+		w.Reason, w.Text = crowd.HostGarbage, crowd.AsError(b.letIn(h.ID)).Message
 	case h.conn == nil:
 		w.Reason, w.Text = crowd.HostOffline, "the host isn't connected"
 	case h.ready != crowd.Ready && h.why != "":
@@ -218,7 +223,7 @@ func (b *Broker) Events(ctx context.Context, c Caller, subject string, after int
 		b.mu.Unlock()
 	}
 	for {
-		rung := b.events.listen()
+		rung := b.events.listen(f.Account)
 		all, err := b.st.Events(ctx, f)
 		if err != nil && ctx.Err() != nil && wait {
 			return []crowd.Event{}, nil
@@ -229,10 +234,18 @@ func (b *Broker) Events(ctx context.Context, c Caller, subject string, after int
 			}
 			return all, err
 		}
+		looked := b.now()
 		select {
 		case <-ctx.Done():
 			return []crowd.Event{}, nil
 		case <-rung:
+		}
+		if d := lookEvery - b.now().Sub(looked); d > 0 { // a busy broker rings for everybody: who waits looks now and then
+			select {
+			case <-ctx.Done():
+				return []crowd.Event{}, nil
+			case <-time.After(d):
+			}
 		}
 	}
 }

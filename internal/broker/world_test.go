@@ -31,16 +31,25 @@ type world struct {
 	fakes    []*fake
 	over     chan struct{}
 	price    crowd.UCR
+	keep     time.Duration
 	check    func(context.Context, []byte) (crowd.Program, error)
 }
 
 func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 	t.Helper()
+	inWorldUnsound(t, func(t *testing.T, w *world) {
+		f(t, w)
+		w.sumIsZero()
+	})
+}
+
+// inWorldUnsound is inWorld without a look at the ledger in the end.
+func inWorldUnsound(t *testing.T, f func(t *testing.T, w *world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, t.TempDir())
 		defer w.close()
 		f(t, w)
-		w.sumIsZero()
 	})
 }
 
@@ -75,7 +84,7 @@ func (w *world) start() {
 	if os.Getenv("BROKER_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	w.b, err = New(Config{Dir: w.dir, Store: w.st, Key: w.key, URL: "https://cloud.example", Log: log, PerGfuel: w.price, FeePermille: 100, Version: "test", CheckProgram: w.check})
+	w.b, err = New(Config{Dir: w.dir, Store: w.st, Key: w.key, URL: "https://cloud.example", Log: log, PerGfuel: w.price, FeePermille: 100, Keep: w.keep, Version: "test", CheckProgram: w.check})
 	must(w.t, err)
 	done := make(chan error, 1)
 	go func() { done <- w.b.Run(ctx) }()
@@ -162,6 +171,20 @@ func (w *world) await(j crowd.Job, within time.Duration, ok func(crowd.Job) bool
 func (w *world) done(j crowd.Job, within time.Duration) crowd.Job {
 	w.t.Helper()
 	return w.await(j, within, func(j crowd.Job) bool { return j.State.Ended() })
+}
+
+// attempts are all of a job's.
+func (w *world) attempts(j crowd.Job) (all []crowd.Attempt) {
+	w.t.Helper()
+	var after crowd.AttemptRef
+	for {
+		rows, err := w.b.JobAttempts(context.Background(), w.ada, j.ID.String(), after, 1000)
+		must(w.t, err)
+		if all = append(all, rows...); len(rows) == 0 {
+			return all
+		}
+		after = rows[len(rows)-1].Ref()
+	}
 }
 
 func (w *world) balances(c Caller) crowd.Balances {
