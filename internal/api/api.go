@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -37,18 +39,21 @@ type server struct {
 	b    face
 	log  *slog.Logger
 	o    Options
-	mux  *http.ServeMux
+	mux  *routes
 	huma huma.API
 	nets netRates
+	open atOnce
 }
 
 // New makes the handler of everything on the broker's port. Requests should end with the server's base context, so that watchers let a shutdown pass.
-func New(b *broker.Broker, o Options) http.Handler {
+func New(b *broker.Broker, o Options) http.Handler { return newServer(b, o).chain() }
+
+func newServer(b *broker.Broker, o Options) *server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	hookErrors()
-	s := &server{b: b, log: o.Log, o: o, mux: http.NewServeMux()}
+	s := &server{b: b, log: o.Log, o: o, mux: &routes{}}
 	c := huma.DefaultConfig("Crowdcloud", o.Version)
 	c.CreateHooks, c.DocsPath, c.SchemasPath = nil, "", ""
 	c.RejectUnknownQueryParameters = true
@@ -64,7 +69,12 @@ func New(b *broker.Broker, o Options) http.Handler {
 	s.hostRoutes()
 	s.eventRoutes()
 	s.pageRoutes()
-	return s.chain()
+	for _, p := range s.mux.patterns { // huma makes its descriptions when they are first asked for, which two may do at once
+		if path, ok := strings.CutPrefix(p, "GET /openapi"); ok {
+			s.mux.ServeHTTP(&discard{h: http.Header{}}, &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/openapi" + path}, Header: http.Header{}})
+		}
+	}
+	return s
 }
 
 // list is a page of things, newest first where they have an age; next is null at the end.

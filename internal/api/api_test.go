@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -25,8 +26,13 @@ import (
 // world is a broker with an operator and two accounts, behind a real HTTP server.
 type world struct {
 	t        *testing.T
+	dir      string
 	url      string
 	st       *store.Store
+	b        *broker.Broker
+	api      *server
+	stop     func()
+	from     func() *http.Client // nil: the default one
 	log      *lockedBuffer
 	operator string // secrets
 	ada, bob string
@@ -50,28 +56,44 @@ func (l *lockedBuffer) String() string {
 }
 
 func newWorld(t *testing.T) *world {
-	ctx, cancel := context.WithCancel(context.Background())
-	dir := t.TempDir()
-	st, err := store.Open(ctx, dir, store.Options{})
-	must(t, err)
-	w := &world{t: t, st: st, log: &lockedBuffer{}}
-	b, err := broker.New(broker.Config{Dir: dir, Store: st, Key: ed25519.NewKeyFromSeed(make([]byte, 32)), URL: "http://127.0.0.1:1", PerGfuel: 1000, Version: "test"})
-	must(t, err)
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	w.operator, err = b.Bootstrap(ctx)
-	must(t, err)
-	srv := httptest.NewServer(New(b, Options{Log: slog.New(slog.NewTextHandler(w.log, nil)), Version: "test", TrustLoopback: true}))
-	w.url = srv.URL
-	t.Cleanup(func() {
-		srv.Close()
-		cancel()
-		must(t, <-done)
-		must(t, st.Close())
-	})
+	w := &world{t: t, dir: t.TempDir(), log: &lockedBuffer{}}
+	w.start()
+	t.Cleanup(func() { w.stop() })
 	w.ada, w.bob = w.account("ada", 1000), w.account("bob", 0)
 	return w
 }
+
+// start opens the store and serves; stop ends both, and another start goes on with what was there.
+func (w *world) start() {
+	t := w.t
+	ctx, cancel := context.WithCancel(context.Background())
+	var err error
+	w.st, err = store.Open(ctx, w.dir, store.Options{})
+	must(t, err)
+	w.b, err = broker.New(broker.Config{Dir: w.dir, Store: w.st, Key: brokerKey, URL: "http://127.0.0.1:1", PerGfuel: 1000, Version: "test"})
+	must(t, err)
+	b, st, done := w.b, w.st, make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	if secret, err := b.Bootstrap(ctx); err != nil || secret != "" {
+		must(t, err)
+		w.operator = secret
+	}
+	w.api = newServer(b, Options{Log: slog.New(slog.NewTextHandler(w.log, nil)), Version: "test", TrustLoopback: true})
+	srv := httptest.NewUnstartedServer(w.api.chain())
+	srv.Config.ReadHeaderTimeout = headWait
+	srv.Config.BaseContext = func(net.Listener) context.Context { return ctx }
+	srv.Start()
+	w.url = srv.URL
+	w.stop = func() {
+		cancel()
+		srv.CloseClientConnections()
+		srv.Close()
+		must(t, <-done)
+		must(t, st.Close())
+	}
+}
+
+var brokerKey = ed25519.NewKeyFromSeed(make([]byte, 32))
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -109,7 +131,11 @@ func (w *world) do(method, path, key, body string, header ...string) answer {
 	for i := 0; i+1 < len(header); i += 2 {
 		r.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(r)
+	client := http.DefaultClient
+	if w.from != nil {
+		client = w.from()
+	}
+	resp, err := client.Do(r)
 	must(w.t, err)
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
@@ -162,8 +188,12 @@ func (w *world) upload(key, content string) string {
 }
 
 func (w *world) spec(extra string) string {
-	return fmt.Sprintf(`{"name":"test","program":%q,"units":{"count":10},"price":{"max_ucr":1000000}%s}`, w.upload(w.ada, "\x00asm a program"), extra)
+	return fmt.Sprintf(`{"name":"test","program":%q,"units":{"count":10},"price":{"max_ucr":1000000}%s}`, w.upload(w.ada, program), extra)
 }
+
+var headWait = 10 * time.Second
+
+const program = "\x00asm a program"
 
 func (w *world) problem(a answer, code, reason string) {
 	w.t.Helper()

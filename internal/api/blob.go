@@ -1,6 +1,8 @@
 package api
 
 import (
+	"encoding/base64"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -30,6 +32,7 @@ func (s *server) blobRoutes() {
 	// for hosts, by the bearer of their link
 	s.mux.HandleFunc("GET /v1/link/blobs/{digest}", s.hostBlob)
 	s.mux.HandleFunc("PUT /v1/link/outcomes/{job}/{first}/{n}/{digest}", s.hostOutcome)
+	s.mux.HandleFunc("PUT /v1/link/states/{job}/{first}/{n}/{seq}/{root}", s.hostState)
 }
 
 func (s *server) putBlob(w http.ResponseWriter, r *http.Request) error {
@@ -63,16 +66,22 @@ type timedBody struct {
 	io.ReadCloser
 	rc      *http.ResponseController
 	each    bool // a deadline for each read, not for all together
-	started bool
+	started time.Time
+	n       int64
 }
 
 func (b *timedBody) Read(p []byte) (int, error) {
-	if b.each || !b.started {
-		b.started = true
-		_ = b.rc.SetReadDeadline(time.Now().Add(slow))
+	now := time.Now()
+	switch first := b.started.IsZero(); {
+	case first:
+		b.started = now
+		fallthrough
+	case b.each:
+		_ = b.rc.SetReadDeadline(pace(b.started, b.n, now))
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	b.n += int64(n)
+	if errors.Is(err, io.EOF) { // else what is left of it has no more time than it had
 		_ = b.rc.SetReadDeadline(time.Time{})
 	}
 	return n, err
@@ -145,10 +154,44 @@ func (s *server) hostOutcome(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if err != nil {
+		if crowd.KindIs(err, crowd.Invalid) {
+			s.b.HostSentGarbage(secret)
+		}
 		s.failHost(w, r, err)
 		return
 	}
 	w.WriteHeader(http.StatusCreated)
+}
+
+// hostState keeps a checkpoint; see crowd.StateBytes.
+func (s *server) hostState(w http.ResponseWriter, r *http.Request) {
+	secret, _ := bearer(r)
+	u, sig, err := stateOf(r)
+	if err == nil {
+		var answer crowd.StateAnswer
+		if answer, err = s.b.HostPutState(r.Context(), secret, u, sig, unhurried(w, r)); err == nil {
+			_ = writeJSON(w, http.StatusOK, map[string]crowd.StateAnswer{"answer": answer})
+			return
+		}
+	}
+	s.failHost(w, r, err)
+}
+
+func stateOf(r *http.Request) (u crowd.UnitState, sig []byte, err error) {
+	if u.AttemptRef, err = attemptOf(r); err != nil {
+		return u, nil, err
+	}
+	if u.Root, err = crowd.ParseDigest(r.PathValue("root")); err != nil {
+		return u, nil, err
+	}
+	var err1, err2 error
+	u.Seq, err1 = strconv.ParseInt(r.PathValue("seq"), 10, 64)
+	u.Fuel, err2 = strconv.ParseUint(r.URL.Query().Get("fuel"), 10, 63)
+	sig, err = base64.StdEncoding.DecodeString(r.Header.Get("Crowd-Signature"))
+	if err1 != nil || err2 != nil || err != nil {
+		return u, nil, crowd.Errorf(crowd.Invalid, "", "a checkpoint has a number, ?fuel= and a signature")
+	}
+	return u, sig, nil
 }
 
 // failHost refuses a host; who guesses at bearers is slowed down.

@@ -10,11 +10,13 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +30,7 @@ import (
 type request struct {
 	id     crowd.RequestID
 	caller broker.Caller
+	leave  []func() // to be called when it has ended
 }
 
 type requestKey struct{}
@@ -71,6 +74,9 @@ func (s *server) chain() http.Handler {
 		w := &recorder{ResponseWriter: rw}
 		secure(w.Header())
 		defer func() {
+			for _, leave := range q.leave {
+				leave()
+			}
 			if p := recover(); p != nil && p != any(http.ErrAbortHandler) { //nolint:errorlint // it is compared as the value that was thrown
 				s.log.Error("request panicked", "request", q.id.String(), "path", logPath(r), "panic", p)
 				if w.status == 0 {
@@ -90,12 +96,12 @@ func (s *server) chain() http.Handler {
 
 func mint[K crowd.Kind](id *crowd.ID[K], now time.Time, r [10]byte) { *id = crowd.MakeID[K](now, r) }
 
-// logPath is a path without secrets: a join token stands in one.
+// logPath is a path without secrets: a join token stands in one, and who mistypes may put a key there.
 func logPath(r *http.Request) string {
-	if strings.HasPrefix(r.URL.Path, "/j/") {
+	if p := path.Clean("/" + r.URL.Path); p == "/j" || strings.HasPrefix(p, "/j/") {
 		return "/j/…"
 	}
-	return r.URL.Path
+	return secretForm.ReplaceAllString(r.URL.Path, "ck_…")
 }
 
 func secure(h http.Header) {
@@ -116,9 +122,23 @@ func (s *server) admit(w *recorder, r *http.Request, q *request) error {
 	if o := r.Header.Get("Origin"); o != "" && !ownOrigin(o, r) {
 		return crowd.Errorf(crowd.Denied, "", "requests from pages of %s are not allowed", clip(o))
 	}
+	if r.ContentLength != 0 { // the server reads on in a body that nobody wanted, up to 256 KiB
+		_ = http.NewResponseController(w.ResponseWriter).SetReadDeadline(time.Now().Add(slow))
+	}
 	if !streams(r) && r.ContentLength != 0 {
 		r.Body = http.MaxBytesReader(w, &timedBody{ReadCloser: r.Body, rc: http.NewResponseController(w)}, crowd.Limits.RequestBody)
 	}
+	if err := s.known(r, q); err != nil {
+		return err
+	}
+	if !streams(r) && r.ContentLength > crowd.Limits.RequestBody {
+		return tooLarge()
+	}
+	return s.bound(r, q)
+}
+
+// known finds out who asks, and whether he may so often.
+func (s *server) known(r *http.Request, q *request) error {
 	if strings.HasPrefix(r.URL.Path, "/v1/link/") {
 		return nil // a host's bearer is looked at there
 	}
@@ -167,7 +187,7 @@ func ownOrigin(o string, r *http.Request) bool {
 
 // streams tells the uploads that have limits of their own.
 func streams(r *http.Request) bool {
-	return r.Method == http.MethodPut && (strings.HasPrefix(r.URL.Path, "/v1/blobs/") || strings.HasPrefix(r.URL.Path, "/v1/link/outcomes/"))
+	return r.Method == http.MethodPut && (strings.HasPrefix(r.URL.Path, "/v1/blobs/") || strings.HasPrefix(r.URL.Path, "/v1/link/outcomes/") || strings.HasPrefix(r.URL.Path, "/v1/link/states/"))
 }
 
 func clip(s string) string {
@@ -218,7 +238,7 @@ func (s *server) answer(w *recorder, r *http.Request) {
 	}()
 	s.mux.ServeHTTP(w, r)
 	finished = true
-	if public(r) && w.status/100 != 2 { // a machine that joins: refusals of strangers aren't kept
+	if w.status/100 != 2 { // nothing was done: the next try is a first one, and nobody fills the store with refusals
 		_ = done(0, nil)
 		return
 	}
@@ -316,9 +336,13 @@ func (s *server) unknown(w http.ResponseWriter, r *http.Request) {
 
 func bodyError(err error) error {
 	if tooBig := (*http.MaxBytesError)(nil); errors.As(err, &tooBig) {
-		return &crowd.Error{Kind: crowd.Invalid, Status: 413, Reason: crowd.CustomerFile, Message: "a request has at most 1 MiB", Hint: "files go to /v1/blobs first"}
+		return tooLarge()
 	}
 	return crowd.Errorf(crowd.Unavailable, "", "the request broke off: %w", err)
+}
+
+func tooLarge() error {
+	return &crowd.Error{Kind: crowd.Invalid, Status: 413, Reason: crowd.CustomerFile, Message: fmt.Sprintf("a request has at most %d KiB", crowd.Limits.RequestBody>>10), Hint: "files go to /v1/blobs first"}
 }
 
 type discard struct{ h http.Header }
@@ -332,33 +356,54 @@ type recorder struct {
 	http.ResponseWriter
 	status int
 	bytes  int64
+	began  time.Time // when the first byte was written
 	keep   *bytes.Buffer
 }
 
 func (w *recorder) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
+	if w.status != 0 { // what can't be written any more has failed already
+		return
 	}
+	w.status = status
 	w.hurry()
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *recorder) Write(b []byte) (int, error) {
+func (w *recorder) Write(b []byte) (n int, err error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
 	if w.keep != nil {
 		w.keep.Write(b)
 	}
-	w.hurry()
-	n, err := w.ResponseWriter.Write(b)
-	w.bytes += int64(n)
-	return n, err
+	for len(b) > 0 {
+		w.hurry()
+		piece := b[:min(len(b), writePiece)]
+		k, err := w.ResponseWriter.Write(piece)
+		n += k
+		w.bytes += int64(k)
+		if err != nil {
+			return n, err
+		}
+		b = b[len(piece):]
+	}
+	return n, nil
 }
 
-// hurry gives whoever reads the answer until then for the next piece of it.
+// writePiece is what one deadline is for.
+const writePiece = 64 << 10
+
+// hurry gives whoever reads the answer until then for the next piece of it. Event streams have no pace of their own.
 func (w *recorder) hurry() {
-	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(slow))
+	now := time.Now()
+	if w.began.IsZero() {
+		w.began = now
+	}
+	until := pace(w.began, w.bytes, now)
+	if w.Header().Get("Content-Type") == "text/event-stream" {
+		until = now.Add(slow)
+	}
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(until)
 }
 
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }

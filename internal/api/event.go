@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -48,7 +47,7 @@ func (s *server) eventRoutes() {
 
 func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
-	stream := strings.Contains(r.Header.Get("Accept"), "text/event-stream")
+	stream := eventStream(r)
 	from := q.Get("after")
 	if id := r.Header.Get("Last-Event-ID"); stream && id != "" {
 		from = id
@@ -81,9 +80,12 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, page(all, next).Body)
 }
 
+// streamPage is how many events of a stream are in memory at once.
+const streamPage = 100
+
 // stream writes events as they happen until the reader leaves or the server stops.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, c broker.Caller, of string, after int64) error {
-	all, err := s.b.Events(r.Context(), c, of, after, 1000, false)
+	all, err := s.b.Events(r.Context(), c, of, after, streamPage, false)
 	if err != nil {
 		return err
 	}
@@ -107,7 +109,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, c broker.Caller,
 			return nil // nobody listens any more
 		}
 		wait, cancel := context.WithTimeout(r.Context(), beatEvery)
-		all, err = s.b.Events(wait, c, of, after, 1000, true)
+		all, err = s.b.Events(wait, c, of, after, streamPage, true)
 		cancel()
 		if err != nil && r.Context().Err() == nil && wait.Err() == nil {
 			s.log.Warn("an event stream ended", "request", requestOf(r.Context()), "err", err)

@@ -91,7 +91,7 @@ func etag(version int64) string { return `"` + strconv.FormatInt(version, 10) + 
 
 // readSpec reads an order's body.
 func readSpec(r *http.Request) (crowd.JobSpec, error) {
-	b, err := io.ReadAll(r.Body)
+	b, err := io.ReadAll(io.LimitReader(r.Body, int64(crowd.Limits.SpecBytes)+1))
 	if err != nil {
 		return crowd.JobSpec{}, bodyError(err)
 	}

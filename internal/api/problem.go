@@ -61,6 +61,7 @@ func document(e *crowd.Error, request string) *problem {
 	if e.Reason != "" {
 		p.Type, p.Title = "/problems/"+string(e.Reason), crowd.Reasons[e.Reason].Means
 	}
+	p.Detail = secretForm.ReplaceAllString(p.Detail, "ck_…") // it may quote what somebody mistyped
 	for _, f := range e.Faults {
 		if !strings.HasPrefix(f.Path, "body") && !strings.HasPrefix(f.Path, "query") && !strings.HasPrefix(f.Path, "path") {
 			f.Path = strings.TrimSuffix("body."+f.Path, ".")

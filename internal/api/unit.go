@@ -78,6 +78,11 @@ func (s *server) unit(r *http.Request) (crowd.UnitResult, crowd.UnitContent, err
 	if err != nil {
 		return crowd.UnitResult{}, crowd.UnitContent{}, crowd.Errorf(crowd.NotFound, "", "there is no unit %s", clip(r.PathValue("unit")))
 	}
+	leave, err := s.reading(r.Context())
+	if err != nil {
+		return crowd.UnitResult{}, crowd.UnitContent{}, err
+	}
+	defer leave()
 	return s.b.UnitContent(r.Context(), callerOf(r.Context()), r.PathValue("ref"), n)
 }
 
@@ -91,6 +96,11 @@ func writeBytes(w http.ResponseWriter, b []byte) {
 
 // walk goes along a page of units; each says how many bytes of content a unit added. It returns where the next page starts.
 func (s *server) walk(ctx context.Context, c broker.Caller, name string, p UnitPaging, each func(crowd.UnitRow, *crowd.UnitContent) int) (next string, err error) {
+	leave, err := s.reading(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	from, limit := p.from()
 	size, n := 0, 0
 	err = s.b.EachUnit(ctx, c, name, from, limit, func(u crowd.UnitRow, content *crowd.UnitContent) bool {
