@@ -18,6 +18,7 @@ chunk: auto               # units per lease; auto aims at 30 s of work
 resources: {cpu: 1, memory: 256MiB, disk: 1GiB, time: 10m}   # of a unit; beyond: guest.memory …
 verify: {quorum: 2}       # hosts of that many unrelated owners must agree | none
 retries: 7                # of a unit that failed by itself; lost and frozen hosts don't count
+# checkpoint: 30s         # what a unit writes to /state goes with it when its host is lost
 # outputs: {keep: ["*.json"], max: 16MiB}   # of /out; kept 30 days. default: all
 
 price: {max: 50cr}        # of the whole order; what isn't used comes back

@@ -48,6 +48,9 @@ func (c *Client) Upload(ctx context.Context, d crowd.Digest, size int64, r io.Re
 	}
 	buf := make([]byte, min(size, pieceBytes))
 	for again := 0; !whole; {
+		if have >= size && size > 0 { // all there, but not yet the caller's: the broker died, or the connection
+			have = size - 1
+		}
 		progress(have, size)
 		n, err := r.ReadAt(buf[:min(size-have, pieceBytes)], have)
 		if err != nil && (err != io.EOF || int64(n) < min(size-have, pieceBytes)) { //nolint:errorlint // io.ReaderAt's contract
