@@ -19,6 +19,7 @@ import (
 	"github.com/crowdcloud/crowd/internal/api"
 	"github.com/crowdcloud/crowd/internal/broker"
 	"github.com/crowdcloud/crowd/internal/guest/wasm"
+	"github.com/crowdcloud/crowd/internal/link"
 	"github.com/crowdcloud/crowd/internal/seal"
 	"github.com/crowdcloud/crowd/internal/store"
 )
@@ -32,6 +33,7 @@ type brokerConfig struct {
 	Proxied     *bool  // a proxy on this machine hands requests on: nobody is local, nobody may operate; nil: as URL and Listen look
 	PerGfuel    crowd.UCR
 	FeePermille int
+	Keep        time.Duration // how long results of ended jobs are kept; 0: 30 days
 	Log         *slog.Logger
 	Version     string
 }
@@ -85,18 +87,20 @@ func startBroker(ctx context.Context, c brokerConfig) (_ *runningBroker, err err
 	if err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
-	r.Broker, err = broker.New(broker.Config{Dir: c.Data, Store: st, Key: key, URL: r.URL, Log: c.Log, PerGfuel: c.PerGfuel, FeePermille: c.FeePermille, Version: c.Version, CheckProgram: checker(engine)})
+	r.Broker, err = broker.New(broker.Config{Dir: c.Data, Store: st, Key: key, URL: r.URL, Log: c.Log, PerGfuel: c.PerGfuel, FeePermille: c.FeePermille, Keep: c.Keep, Version: c.Version, CheckProgram: checker(engine)})
 	if err == nil {
 		r.OwnerKey, err = r.Bootstrap(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, engine.Close(), st.Close())
 	}
+	if r.Proxied = proxied(c, l.Addr()); !r.Proxied { // else all come from one network
+		l = &link.Door{Listener: l, Full: func(err error) { c.Log.Warn("a network is turned away", "err", err) }}
+	}
 	if !c.Plain {
 		l = tls.NewListener(l, seal.ServerTLS(cert))
 	}
 	ctx, r.stop = context.WithCancel(ctx)
-	r.Proxied = proxied(c, l.Addr())
 	go r.serve(ctx, l, st, engine, c) // ends before done is closed
 	return r, nil
 }

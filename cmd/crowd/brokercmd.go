@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,11 +11,11 @@ import (
 
 func newBrokerCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "broker", Short: "run a broker, and see how it does", Args: cobra.NoArgs,
+		Use: "broker", Short: "run a broker, see how it does, back it up", Args: cobra.NoArgs,
 		Example: "  crowd broker run --listen 0.0.0.0:27693 --url https://broker.example:27693 --data /var/lib/crowd\n  crowd broker status",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(newBrokerRunCommand(a), newBrokerStatusCommand(a))
+	c.AddCommand(newBrokerRunCommand(a), newBrokerStatusCommand(a), newBrokerAuditCommand(a), newBrokerBackupCommand(a), newBrokerRestoreCommand(a))
 	return c
 }
 
@@ -42,12 +41,9 @@ func newBrokerRunCommand(a *app) *cobra.Command {
 			"--proxied=false says that no proxy runs here, as when a router forwards the port.",
 		Example: "  crowd broker run --data /var/lib/crowd --listen 0.0.0.0:27693 --url https://broker.example:27693\n  crowd broker run --plain-loopback --listen 127.0.0.1:27693",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cfg.Data == "" {
-				dir, err := a.stateDir()
-				if err != nil {
-					return err
-				}
-				cfg.Data = filepath.Join(filepath.Dir(dir), "crowd-broker")
+			var err error
+			if cfg.Data, err = a.brokerDir(cfg.Data); err != nil {
+				return err
 			}
 			if cfg.PerGfuel < 0 || cfg.FeePermille < 0 || cfg.FeePermille > 1000 {
 				return crowd.Errorf(crowd.Invalid, "", "--price can't be negative, and --fee is 0 to 1000")
@@ -79,6 +75,7 @@ func newBrokerRunCommand(a *app) *cobra.Command {
 	f.BoolVar(&proxied, "proxied", false, "behind a proxy on this machine: turn scope operate off")
 	f.Var(creditFlag{&cfg.PerGfuel}, "price", "pay for a billion of fuel, as 0.0001cr")
 	f.IntVar(&cfg.FeePermille, "fee", 0, "the operator's share of each payment, in thousandths")
+	f.Var(spanFlag{&cfg.Keep}, "keep", "how long the results of an ended job are kept (default 30d); then DIR/archive has who did what")
 	return c
 }
 

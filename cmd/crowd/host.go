@@ -19,7 +19,7 @@ func newHostCommand(a *app) *cobra.Command {
 		Example: "  crowd host status\n  crowd host pause 2h\n  crowd host ls",
 		Args:    cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(newJoinCommand(a), newHostRunCommand(a), newHostStatusCommand(a), newHostPauseCommand(a), newHostResumeCommand(a), newHostLeaveCommand(a),
+	c.AddCommand(newJoinCommand(a), newHostRunCommand(a), newHostStatusCommand(a), newHostPauseCommand(a), newHostResumeCommand(a), newHostUpgradeCommand(a), newHostLeaveCommand(a),
 		newHostLogCommand(a), newHostDoctorCommand(a), newHostLsCommand(a), newHostShowCommand(a), newHostRmCommand(a), newHostTokenCommand(a))
 	return c
 }
@@ -80,7 +80,11 @@ func (a *app) watchStatus(ctx context.Context, dir string) error {
 }
 
 func statusText(s host.Status) string {
-	return fmt.Sprint(s.Connected, s.State, s.Why, s.SlotsUsed, s.Freezes, s.Done, s.Unsaid, len(s.Guests))
+	up := host.Upgrading{}
+	if s.Upgrading != nil {
+		up = *s.Upgrading
+	}
+	return fmt.Sprint(s.Version, up.Version, up.Left, s.Connected, s.State, s.Why, s.SlotsUsed, s.Freezes, s.Done, s.Unsaid, len(s.Guests))
 }
 
 func (a *app) hostStatus(s host.Status) error {
@@ -94,6 +98,12 @@ func (a *app) hostStatus(s host.Status) error {
 	case crowd.Leaving:
 		now = "leaving"
 	}
+	if s.Upgrading != nil {
+		now += "; " + upgrading(s)
+	}
+	if s.Failed != "" {
+		now += "; " + oneLine(s.Failed)
+	}
 	link := "connected to " + s.Broker
 	if !s.Connected {
 		link = strings.TrimSuffix("not connected to "+s.Broker+": "+oneLine(s.Trouble), ": ")
@@ -104,6 +114,7 @@ func (a *app) hostStatus(s host.Status) error {
 	}
 	err := a.facts(
 		s.Name, fmt.Sprintf("%s  %s, runs since %s", s.ID.Short(), place(s.Place), span(time.Since(s.Since).Round(time.Second))),
+		"version", s.Version,
 		"now", now,
 		"broker", link,
 		"lends", fmt.Sprintf("%d of %d guests, %s of %s, cache %s of %s", s.SlotsUsed, s.Slots, size(s.MemoryUsed), size(s.Memory), size(s.CacheUsed), size(s.Cache)),

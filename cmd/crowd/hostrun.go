@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +29,9 @@ type hostConfig struct {
 	Device   string
 	Log      *slog.Logger
 	From     netip.Addr // to dial from; zero: any
+	Self     string     // the executable that an upgrade starts; empty: none can
+	Args     []string   // of the program that takes over; nil: this one's
+	Failed   error      // why the upgrade before failed
 }
 
 // runningHost is an agent that works. Close it.
@@ -65,7 +70,7 @@ func startHost(ctx context.Context, c hostConfig) (_ *runningHost, err error) {
 		platform.Device = c.Device
 	}
 	r := &runningHost{done: make(chan struct{})}
-	r.Agent, err = host.New(host.Options{Dir: c.Dir, Engine: c.Engine, Policy: c.Policy, Capacity: c.Capacity, Platform: host.ThisPlatform(versionText(), platform.Device), Log: c.Log, LocalAddr: c.From})
+	r.Agent, err = host.New(host.Options{Dir: c.Dir, Engine: c.Engine, Policy: c.Policy, Capacity: c.Capacity, Platform: host.ThisPlatform(versionText(), platform.Device), Log: c.Log, LocalAddr: c.From, Self: c.Self, Failed: c.Failed})
 	if err != nil {
 		return nil, err
 	}
@@ -147,6 +152,8 @@ func newHostRunCommand(a *app) *cobra.Command {
 	var h hostFlags
 	c := &cobra.Command{
 		Use: "run", Short: "the agent, in the foreground", Args: cobra.NoArgs,
+		Long: "The agent, in the foreground, until Ctrl-C. SIGHUP does what crowd host upgrade does (systemd: ExecReload=kill -HUP $MAINPID); on a terminal\n" +
+			"it is the terminal's end, and the agent's.",
 		Example: "  crowd host run\n  crowd host run --policy host-policy.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, policy, err := h.resolve(a)
@@ -160,22 +167,84 @@ func newHostRunCommand(a *app) *cobra.Command {
 	return c
 }
 
-// runAgent runs the agent until Ctrl-C, which is how it is meant to end.
+// runAgent runs the agent until Ctrl-C, which is how it is meant to end, or until another program takes over.
 func (a *app) runAgent(ctx context.Context, c hostConfig) error {
 	cage.Harden() // before the host's key is read
+	c.Self = self()
+	if c.Args == nil {
+		c.Args = os.Args
+	}
+	for {
+		h, err := a.runOnce(ctx, c)
+		if h == nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			h.Drop()
+			return nil
+		}
+		a.say("the agent hands over to %s", h.Version)
+		if c.Failed = h.Exec(c.Args); c.Failed == nil {
+			return nil
+		}
+		a.say("crowd: %v; the old agent goes on", c.Failed)
+	}
+}
+
+// runOnce is one life of the agent; h: it ended to hand over.
+func (a *app) runOnce(ctx context.Context, c hostConfig) (h *host.Handover, err error) {
 	r, err := startHost(ctx, c)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	go func() { // ends with the agent
+		for {
+			select {
+			case <-hup:
+				a.hangUp(ctx, r)
+			case <-r.done:
+				return
+			}
+		}
+	}()
 	a.say("the agent runs; Ctrl-C stops it, what isn't done goes to other machines")
 	if a.json {
-		if err := a.flow("running", map[string]any{"pid": os.Getpid(), "state_dir": c.Dir}); err != nil {
-			return errors.Join(err, r.Close())
+		if err := a.flow("running", map[string]any{"pid": os.Getpid(), "state_dir": c.Dir, "version": versionText()}); err != nil {
+			return nil, errors.Join(err, r.Close())
 		}
 	}
-	if err := r.Wait(); err != nil {
-		return err
+	err = r.Wait()
+	if errors.As(err, &h) {
+		return h, nil
 	}
-	a.say("the agent has stopped")
-	return nil
+	if err == nil {
+		a.say("the agent has stopped")
+	}
+	return nil, err
+}
+
+// hangUp is what SIGHUP means: a service manager wants the program that is there now, a terminal has gone.
+func (a *app) hangUp(ctx context.Context, r *runningHost) {
+	if _, ok := isTerminal(a.in); ok {
+		r.stop()
+		return
+	}
+	if err := r.Upgrade(ctx, "", upgradeWithin); err != nil {
+		a.say("crowd: no upgrade: %v", err)
+	}
+}
+
+// self is this program's file, as it was when it started; "" if the system doesn't say.
+func self() string {
+	path, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
 }

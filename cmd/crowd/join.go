@@ -92,7 +92,23 @@ func (a *app) join(ctx context.Context, link string, j joinFlags) error {
 		return nil
 	}
 	a.say("no service is installed: it is lent while this runs. stop: Ctrl-C · undo it all: crowd host leave")
-	return a.runAgent(ctx, hostConfig{Dir: dir, Policy: policy, Capacity: measured, Device: j.device, Log: a.log()})
+	return a.runAgent(ctx, hostConfig{Dir: dir, Policy: policy, Capacity: measured, Device: j.device, Log: a.log(), Args: j.runArgs(a)})
+}
+
+// runArgs are those of `crowd host run` as what this command goes on: joining again is no way to take over.
+func (j *joinFlags) runArgs(a *app) []string {
+	args := []string{os.Args[0], "host", "run"}
+	for flag, value := range map[string]string{"--state-dir": j.dir, "--policy": j.policy} {
+		if value != "" {
+			args = append(args, flag, value)
+		}
+	}
+	for flag, set := range map[string]bool{"--json": a.json, "--quiet": a.quiet, "--verbose": a.verbose} {
+		if set {
+			args = append(args, flag)
+		}
+	}
+	return args
 }
 
 func (a *app) joined(p *host.Profile, c crowd.Capacity, layers []guest.Layer, measured, all time.Duration) error {

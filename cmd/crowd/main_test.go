@@ -33,16 +33,18 @@ func TestMain(m *testing.M) {
 // town is a broker with TLS on loopback and two hosts of two owners, all in this process.
 type town struct {
 	*runningBroker
+	data     string
 	operator broker.Caller
 }
 
 func newTown(t *testing.T) *town {
 	t.Helper()
 	ctx := context.Background()
-	b, err := startBroker(ctx, brokerConfig{Data: filepath.Join(t.TempDir(), "b"), Listen: "127.0.0.1:0", PerGfuel: crowd.Credit, Version: "test"})
+	data := filepath.Join(t.TempDir(), "b")
+	b, err := startBroker(ctx, brokerConfig{Data: data, Listen: "127.0.0.1:0", PerGfuel: crowd.Credit, Version: "test"})
 	must(t, err)
 	t.Cleanup(func() { _ = b.Close() })
-	w := &town{runningBroker: b}
+	w := &town{runningBroker: b, data: data}
 	w.operator, err = b.Authenticate(ctx, b.OwnerKey, true)
 	must(t, err)
 	dir := shortTemp(t)
@@ -104,6 +106,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("CROWD_PIN", w.Pin)
 			e.Setenv("CROWD_KEY", key)
 			e.Setenv("OPERATOR_KEY", w.OwnerKey)
+			e.Setenv("DATA", w.data)
 			e.Setenv("LINK", w.Local+"/#"+w.Pin)
 			for _, d := range []string{"CONFIG_HOME", "CACHE_HOME"} {
 				e.Setenv("XDG_"+d, filepath.Join(e.WorkDir, strings.ToLower(d)))
