@@ -38,7 +38,11 @@ var parts = []part{
 	{"dispatch", dispatch},
 	{"latency", latency},
 	{"connections", connections},
+	{"release", release},
 	{"rest", rest},
+	{"recovery", recovery},
+	{"sim", simulator},
+	{"floods", floods},
 	{"gwsearch", gwsearch},
 }
 
