@@ -1,4 +1,5 @@
 # make demo   installs what is missing and shows the main job on embedded defaults
+# make demo-survive  broker and hosts are killed, fall silent, and go back to a backup: nothing is lost
 # make test   installs what is missing and passes the tests
 # make check  format, vet, lint, builds for every platform, tests: what CI runs
 # make bench  the figures, as ratios, into bench/latest.md and bench/latest.json
@@ -8,7 +9,7 @@ LINT = go tool -modfile=tools/go.mod golangci-lint
 PLATFORMS = linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 TESTFLAGS ?= -timeout 15m
 
-.PHONY: build setup demo test check fmt vet lint cross bench soak fuzz clean
+.PHONY: build setup demo demo-survive test check fmt vet lint cross bench soak fuzz clean
 
 build:
 	go build -trimpath -o bin/crowd ./cmd/crowd
@@ -18,6 +19,9 @@ setup:
 
 demo: setup build
 	@go run ./examples/demo --crowd bin/crowd --out out/demo
+
+demo-survive: setup build
+	@go run ./examples/survive --crowd bin/crowd --out out/demo
 
 test: setup
 	go test $(TESTFLAGS) ./...
@@ -41,6 +45,7 @@ bench: build
 	go run ./bench
 
 soak: setup build
+	@./scripts/setup.sh soak
 	CROWD_SOAK=20 go test -count=1 -timeout 3h ./...  # 20: millions of decided chunks, where that is the measure
 	$(MAKE) fuzz FUZZTIME=60s
 
