@@ -208,7 +208,9 @@ func TestFullDisk(t *testing.T) {
 	if !full {
 		t.Error("an order on a full disk isn't told so")
 	}
-	time.Sleep(3 * time.Second) // of reports that can't be taken
+	for refused := "a change was refused"; strings.Count(r.Broker.Log(), refused) < 4 && r.ctx.Err() == nil; { // reports that can't be taken, tried again
+		time.Sleep(100 * time.Millisecond)
+	}
 	if !r.Broker.Alive() {
 		t.Fatal("the broker ended")
 	}
