@@ -287,7 +287,7 @@ func TestCheckpointsSurvive(t *testing.T) {
 				h.Kill()
 				killed++
 				deaths = append(deaths, time.Now())
-				t.Logf("%v: killed %s", time.Since(begun).Round(100*time.Millisecond), h.Name)
+				t.Logf("%v: killed %s, %v after the newest checkpoint", time.Since(begun).Round(100*time.Millisecond), h.Name, r.sinceCheckpoint().Round(100*time.Millisecond))
 				must(t, h.Start())
 			}
 		}
@@ -332,6 +332,18 @@ func (r *ruin) lives(stderr string, deaths []time.Time, every time.Duration, fue
 	r.t.Logf("%d deaths, an interval is %v", len(deaths), every)
 }
 
+// sinceCheckpoint is how old the newest checkpoint at the broker is: what a death now costs. The zero time's age: there is none.
+func (r *ruin) sinceCheckpoint() time.Duration {
+	var newest time.Time
+	files, _ := filepath.Glob(filepath.Join(r.Data(), "states", "job_*"))
+	for _, f := range files {
+		if st, err := os.Stat(f); err == nil && st.ModTime().After(newest) {
+			newest = st.ModTime()
+		}
+	}
+	return time.Since(newest)
+}
+
 // lineage checks that killed attempts were gone on with.
 func (r *ruin) lineage(all []crowd.Attempt, killed int) {
 	fresh := 0
@@ -368,6 +380,7 @@ func TestSilentAgent(t *testing.T) {
 	job := r.order(r.jobFile("silent", 6, rounds, "chunk: 1"))
 	var victim *rig.Host
 	for victim == nil {
+		must(t, r.ctx.Err())
 		victim = r.atWork(job)
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -428,6 +441,7 @@ func TestCutLink(t *testing.T) {
 	const rounds = 600_000_000
 	job := r.order(r.jobFile("cut", 6, rounds, "chunk: 1"))
 	for !r.holds("faraway", job) {
+		must(t, r.ctx.Err())
 		time.Sleep(50 * time.Millisecond)
 	}
 	ip("link", "set", near, "down")
